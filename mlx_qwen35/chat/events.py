@@ -1,0 +1,88 @@
+"""What a running answer tells its front end: typed events, in order. Knows nothing of tokens or of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A piece of the think block, without its tags."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCallStart:
+    """The name of call number `index` (0, 1, ... within one answer) is known."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ToolCallArguments:
+    """The next piece of the call's arguments, as JSON text: the pieces of one call join to one JSON object."""
+
+    index: int
+    json: str
+
+
+@dataclass(frozen=True)
+class ToolCallEnd:
+    """Call number `index` is complete."""
+
+    index: int
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A tool call that could not be read. Its text was, or is, reported as `Content`; nothing is lost."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PrefillProgress:
+    """`done` of `total` prompt tokens are computed."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts in tokens, times in seconds."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of every answer."""
+
+    reason: FinishReason
+    usage: Usage = field(default_factory=Usage)
+
+
+ParsedEvent = Reasoning | Content | ToolCallStart | ToolCallArguments | ToolCallEnd | Malformed
+Event = ParsedEvent | PrefillProgress | Finished
