@@ -140,9 +140,7 @@ def _entry(name: str, value: Any, path: Path, data: int) -> TensorEntry:
     bits = prod(shape) * DTYPE_BITS[dtype]
     if bits != 8 * (offsets[1] - offsets[0]):
         given = offsets[1] - offsets[0]
-        raise ValueError(
-            f"gives {label} {given:,} bytes where {dtype} of shape {shape} needs {bits / 8:,.0f}"
-        )
+        raise ValueError(f"gives {label} {given:,} bytes where {dtype} of shape {shape} needs {bits / 8:,.0f}")
     return TensorEntry(name, dtype, tuple(shape), path, data + offsets[0], data + offsets[1])
 
 
@@ -162,9 +160,7 @@ def _check_layout(tensors: Iterable[TensorEntry], data: int, size: int) -> None:
     if end > size:
         raise ValueError(f"is cut short: its header describes {end:,} bytes, the file has {size:,}")
     if end < size:
-        raise ValueError(
-            f"has {size - end:,} bytes after its last tensor, which its header does not describe"
-        )
+        raise ValueError(f"has {size - end:,} bytes after its last tensor, which its header does not describe")
 
 
 def read_checkpoint(folder: Path | str) -> CheckpointFiles:
@@ -177,9 +173,7 @@ def read_checkpoint(folder: Path | str) -> CheckpointFiles:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is not a folder. Give a model folder or a hub name such as Qwen/Qwen3.5-4B."
-        )
+        raise CheckpointError(f"{folder} is not a folder. Give a model folder or a hub name such as Qwen/Qwen3.5-4B.")
     index = folder / INDEX_NAME
     weight_map = read_index(index) if os.path.lexists(index) else None
     files = _shards(folder, weight_map) if weight_map is not None else _unindexed(folder)
@@ -262,9 +256,7 @@ def _missing(folder: Path, missing: list[str], count: int) -> str:
 def _no_weights(folder: Path) -> str:
     names = [path.name for path in folder.iterdir()]
     if any(name.endswith(".gguf") for name in names):
-        return (
-            f"{folder} holds GGUF weights, which are not read here. Give a folder with safetensors weights."
-        )
+        return f"{folder} holds GGUF weights, which are not read here. Give a folder with safetensors weights."
     if pickles := sorted(name for name in names if name.endswith(PICKLE_SUFFIXES)):
         return (
             f"{folder} holds only pickled weights ({pickles[0]}), which can run code and are never read. "
@@ -274,11 +266,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def _check_promises(folder: Path, weight_map: dict[str, str], tensors: dict[str, TensorEntry]) -> None:
-    wrong = [
-        name
-        for name, shard in weight_map.items()
-        if name not in tensors or tensors[name].file != folder / shard
-    ]
+    wrong = [name for name, shard in weight_map.items() if name not in tensors or tensors[name].file != folder / shard]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         shown = ", ".join(f"{name[:120]!r} in {weight_map[name]}" for name in wrong[:3])

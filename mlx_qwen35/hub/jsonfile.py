@@ -12,9 +12,7 @@ from typing import Any
 from mlx_qwen35.errors import CheckpointError
 
 MIB = 1 << 20
-DEFAULT_LIMIT_BYTES = (
-    64 * MIB
-)  # the largest JSON of the family is a 28 MB index of an expert-wise FP8 repository
+DEFAULT_LIMIT_BYTES = 64 * MIB  # the largest JSON of the family is a 28 MB index of an expert-wise FP8 repository
 
 _LFS_POINTER = b"version https://git-lfs.github.com"
 
@@ -62,8 +60,7 @@ def read_json(path: Path | str, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> dict[
     size = file_size(path)
     if size > limit_bytes:
         raise CheckpointError(
-            f"{path} has {size:,} bytes; no {path.name} of this family exceeds {limit_bytes:,}. "
-            f"{fetch_again(path)}"
+            f"{path} has {size:,} bytes; no {path.name} of this family exceeds {limit_bytes:,}. {fetch_again(path)}"
         )
     try:
         raw = path.read_bytes()
