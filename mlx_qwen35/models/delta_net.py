@@ -1,0 +1,66 @@
+"""Gated DeltaNet: three layers in four. A short convolution, then a recurrent state with the gated delta rule."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_qwen35.caches.delta_state import DeltaState
+from mlx_qwen35.metal_kernels.delta_rule import gated_delta
+from mlx_qwen35.models.config import ModelConfig
+from mlx_qwen35.models.layers import CausalConv, GatedRMSNorm
+
+
+class GatedDeltaNet(nn.Module):
+    """Parameters under the names that MLX checkpoints use."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.hidden_size
+        self.Hk, self.Hv = config.num_key_heads, config.num_value_heads
+        self.Dk, self.Dv = config.key_dim, config.value_dim
+        keys, values = self.Hk * self.Dk, self.Hv * self.Dv
+        self.splits = [keys, 2 * keys]  # of q | k | v
+        self.conv1d = CausalConv(2 * keys + values, config.conv_width)
+        self.in_proj_qkv = nn.Linear(C, 2 * keys + values, bias=False)
+        self.in_proj_z = nn.Linear(C, values, bias=False)
+        self.in_proj_b = nn.Linear(C, self.Hv, bias=False)
+        self.in_proj_a = nn.Linear(C, self.Hv, bias=False)
+        self.A_log = mx.zeros(self.Hv)
+        self.dt_bias = mx.zeros(self.Hv)
+        self.norm = GatedRMSNorm(self.Dv, config.norm_eps)
+        self.out_proj = nn.Linear(values, C, bias=False)
+
+    def __call__(self, x: mx.array, cache: DeltaState | None = None) -> mx.array:
+        """x: [B, T, C] -> [B, T, C]; `cache` moves on by T tokens."""
+        B, T, _ = x.shape
+        qkv = self.in_proj_qkv(x)
+        z = self.in_proj_z(x).reshape(B, T, self.Hv, self.Dv)
+        beta = mx.sigmoid(self.in_proj_b(x).astype(mx.float32))
+        a = self.in_proj_a(x).astype(mx.float32)
+        log_decay = -mx.exp(self.A_log.astype(mx.float32)) * nn.softplus(a + self.dt_bias)
+
+        tail_and_qkv = mx.concatenate([self._tail(qkv, cache), qkv], axis=1)
+        mixed = self.conv1d(tail_and_qkv).astype(mx.float32)
+        q, k, v = mx.split(mixed, self.splits, axis=-1)
+        q = _l2_norm(q.reshape(B, T, self.Hk, self.Dk)) * self.Dk**-0.5
+        k = _l2_norm(k.reshape(B, T, self.Hk, self.Dk))
+        v = v.reshape(B, T, self.Hv, self.Dv)
+
+        delta = cache.delta if cache is not None else None
+        output, delta = gated_delta(q, k, v, log_decay, beta, delta)
+        if cache is not None:
+            cache.advance(mx.contiguous(tail_and_qkv[:, T:]), delta, T)
+        return self.out_proj(self.norm(output, z).reshape(B, T, -1))
+
+    def _tail(self, qkv: mx.array, cache: DeltaState | None) -> mx.array:
+        """The raw inputs just before this window: [B, width - 1, conv_dim], zeros at the start of a text."""
+        if cache is not None and cache.conv_tail is not None:
+            return cache.conv_tail
+        B, _, channels = qkv.shape
+        return mx.zeros((B, self.conv1d.weight.shape[1] - 1, channels), qkv.dtype)
+
+
+def _l2_norm(x: mx.array) -> mx.array:
+    """x / |x| over the last axis. The epsilon is added to the sum of squares, not to their mean."""
+    return x * mx.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)

@@ -1,0 +1,57 @@
+"""Small layers that several parts of the network share."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm. `weight` is the factor itself, float32.
+
+    Checkpoints store the zero-centred offset w; loading makes 1 + w of it and keeps it in float32,
+    because rounding 1 + w to bfloat16 moves the logits.
+    """
+
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones(dims)
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: [..., dims] -> the same shape and dtype; computed in float32."""
+        return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
+
+
+class GatedRMSNorm(RMSNorm):
+    """The DeltaNet's output norm: norm first, then the gate. Its stored weight is not zero-centred."""
+
+    def __call__(self, x: mx.array, gate: mx.array) -> mx.array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """x: [..., dims], float32   gate: [..., dims] -> [..., dims] in the gate's dtype"""
+        normed = mx.fast.rms_norm(x, self.weight, self.eps)
+        return (normed * nn.silu(gate.astype(mx.float32))).astype(gate.dtype)
+
+
+class CausalConv(nn.Module):
+    """Depthwise causal convolution over time, followed by SiLU. No bias, no padding: the tail comes from the cache."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((channels, width, 1))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x: [B, width - 1 + T, channels], tail first -> [B, T, channels]"""
+        return nn.silu(mx.conv1d(x, self.weight, groups=self.weight.shape[0]))
+
+
+class MLP(nn.Module):
+    """The dense feed-forward: down(silu(gate x) * up x)."""
+
+    def __init__(self, dims: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dims, width, bias=False)
+        self.up_proj = nn.Linear(dims, width, bias=False)
+        self.down_proj = nn.Linear(width, dims, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,161 @@
+"""The text network: embeddings, hybrid layers, head, and the MTP layer. Token ids in, logits out.
+
+It follows mlx-lm's model protocol (`model(ids, cache=...)`, `.layers`, `make_cache()`), so that its tools run on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_qwen35.caches.delta_state import DeltaState
+from mlx_qwen35.caches.kv import KVCache
+from mlx_qwen35.models.attention import Attention
+from mlx_qwen35.models.config import LINEAR, ModelConfig
+from mlx_qwen35.models.delta_net import GatedDeltaNet
+from mlx_qwen35.models.layers import MLP, RMSNorm
+from mlx_qwen35.models.moe import SparseMoE
+
+LayerCache = KVCache | DeltaState
+
+
+class DecoderLayer(nn.Module):
+    """Mixer and feed-forward, each behind a norm and beside a residual."""
+
+    def __init__(self, config: ModelConfig, kind: str) -> None:
+        super().__init__()
+        self.is_linear = kind == LINEAR
+        if self.is_linear:
+            self.linear_attn = GatedDeltaNet(config)
+        else:
+            self.self_attn = Attention(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        if config.experts:
+            self.mlp = SparseMoE(config.hidden_size, config.experts)
+        else:
+            self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def __call__(self, x: mx.array, cache: LayerCache | None = None, positions: mx.array | None = None) -> mx.array:
+        """x: [B, T, C] -> [B, T, C]"""
+        normed = self.input_layernorm(x)
+        if self.is_linear:
+            x = x + self.linear_attn(normed, cache)
+        else:
+            x = x + self.self_attn(normed, cache, positions)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    """Embeddings, layers and the final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config, kind) for kind in config.layer_types]
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def __call__(self, x: mx.array, cache: Sequence[LayerCache] | None, positions: mx.array | None) -> mx.array:
+        """Embeddings x: [B, T, C] -> hidden states after the final norm, [B, T, C]"""
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cache[i] if cache is not None else None, positions)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """The trunk and its head; a tied head is the embedding itself."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.model = Trunk(config)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+class MTP(nn.Module):
+    """Multi-token prediction: from the hidden state at t and token t + 1, the hidden state that predicts t + 2.
+
+    One full-attention decoder layer with a KV cache of its own; embeddings and head are the trunk's.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C, eps = config.hidden_size, config.norm_eps
+        self.pre_fc_norm_embedding = RMSNorm(C, eps)
+        self.pre_fc_norm_hidden = RMSNorm(C, eps)
+        self.fc = nn.Linear(2 * C, C, bias=False)
+        self.layers = [DecoderLayer(config, "full_attention")]
+        self.norm = RMSNorm(C, eps)
+
+    def __call__(
+        self,
+        hidden: mx.array,
+        next_embeddings: mx.array,
+        cache: KVCache | None = None,
+        positions: mx.array | None = None,
+    ) -> mx.array:
+        """hidden: [B, T, C], the trunk's (or, chained, this module's) output for positions t
+        next_embeddings: [B, T, C], of the tokens at t + 1   positions: those of t -> [B, T, C], after its own norm
+        """
+        joined = [self.pre_fc_norm_embedding(next_embeddings), self.pre_fc_norm_hidden(hidden)]
+        x = self.fc(mx.concatenate(joined, axis=-1))
+        return self.norm(self.layers[0](x, cache, positions))
+
+
+class Model(nn.Module):
+    """A Qwen3.5 text network with random weights; `weights.load_model` fills it from a checkpoint."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.language_model = LanguageModel(config)
+        if config.mtp_layers:
+            self.mtp = MTP(config)
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        return self.language_model.model.layers
+
+    def make_cache(self) -> list[LayerCache]:
+        """One empty cache a layer."""
+        return [DeltaState() if layer.is_linear else KVCache() for layer in self.layers]
+
+    def __call__(
+        self,
+        ids: mx.array | None,
+        cache: Sequence[LayerCache] | None = None,
+        input_embeddings: mx.array | None = None,
+        positions: mx.array | None = None,
+    ) -> mx.array:
+        """ids: [B, T] -> logits [B, T, V], of every position. See `hidden_states` for the arguments."""
+        return self.logits(self.hidden_states(ids, cache, input_embeddings, positions))
+
+    def hidden_states(
+        self,
+        ids: mx.array | None,
+        cache: Sequence[LayerCache] | None = None,
+        input_embeddings: mx.array | None = None,
+        positions: mx.array | None = None,
+    ) -> mx.array:
+        """The window's hidden states after the final norm, [B, T, C]; `cache` moves on by T tokens.
+
+        ids: [B, T], or input_embeddings: [B, T, C] in their place
+        positions: [3, B, T], the (t, h, w) position of each token; None for text that continues the cache
+        """
+        if input_embeddings is None:
+            if ids is None:
+                raise ValueError("a window needs ids or input_embeddings but got neither")
+            input_embeddings = self.embed(ids)
+        return self.language_model.model(input_embeddings, cache, positions)
+
+    def embed(self, ids: mx.array) -> mx.array:
+        """ids: [B, T] -> [B, T, C]"""
+        return self.language_model.model.embed_tokens(ids)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """hidden: [..., C], after the final norm -> [..., V]. Rows past the tokenizer's last id mean nothing."""
+        if self.config.tie_embeddings:
+            return self.language_model.model.embed_tokens.as_linear(hidden)
+        return self.language_model.lm_head(hidden)

@@ -1,0 +1,164 @@
+"""Running without Metal (Linux, CI): the same network in float32. Nothing here touches the Metal path.
+
+MLX's CPU backend is fast in float32 with a real BLAS and very slow elsewhere: quantized matmul runs at 2 GFLOP/s in
+float32 and below 0.2 in bfloat16, bfloat16 matmul at 3, float32 matmul with OpenBLAS at over 60. So activations are
+float32, small models are dequantized once, and larger ones are dequantized for windows of `DEQUANTIZE_FROM` rows and
+more, where unpacking the weights costs less than the packed matmul.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_qwen35.models.layers import CausalConv
+from mlx_qwen35.models.moe import Experts, QuantizedExpertLinear
+
+DEQUANTIZE_FROM = 6  # rows; measured break-even of dequantize + sgemm against quantized matmul
+DENSE_LIMIT = 4 << 30  # bytes; up to this size in float32, weights are dequantized once
+
+Packed = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
+
+
+def prepare(model: nn.Module) -> None:
+    """Swap modules for ones that compute in float32, in place; weights of small models become dense float32."""
+    dense = float32_bytes(model) <= DENSE_LIMIT
+    swaps: list[tuple[str, nn.Module]] = []
+    for path, module in model.named_modules():
+        if isinstance(module, CausalConv):
+            swaps.append((path, ShiftedConv(module)))
+        elif isinstance(module, Experts):
+            swaps.append((path, GroupedExperts(module, dense)))
+        elif isinstance(module, (nn.Linear, nn.QuantizedLinear)):
+            swaps.append((path, Float32Linear(module, dense)))
+        elif isinstance(module, (nn.Embedding, nn.QuantizedEmbedding)):
+            swaps.append((path, Float32Embedding(module, dense)))
+    model.update_modules(tree_unflatten(swaps))
+    mx.eval(model.parameters())
+
+
+def float32_bytes(model: nn.Module) -> int:
+    """What the network's weights would occupy, dequantized to float32."""
+    total = 0
+    for _, module in model.named_modules():
+        if isinstance(module, Packed):
+            total += module.weight.size * 32 // module.bits * 4
+        else:
+            total += sum(p.size * 4 for p in module.values() if isinstance(p, mx.array))
+    return total
+
+
+class Matrix(nn.Module):
+    """A weight matrix, dense or packed, that multiplies float32 rows."""
+
+    def __init__(self, source: nn.Module, dense: bool) -> None:
+        super().__init__()
+        self._packing: dict[str, Any] = {}
+        if isinstance(source, Packed):
+            self._packing = {"group_size": source.group_size, "bits": source.bits, "mode": source.mode}
+        arrays = {n: a for n, a in source.items() if n in ("weight", "scales", "biases") and a is not None}
+        if not self._packing:
+            self.weight = arrays["weight"].astype(mx.float32) if dense else arrays["weight"]
+        elif dense:
+            self.weight = _unpack(arrays, self._packing)
+            self._packing = {}
+        else:
+            for name, array in arrays.items():
+                # Scales of the affine mode are numbers; those of the others are codes, and stay.
+                setattr(self, name, array.astype(mx.float32) if array.dtype != mx.uint8 and name != "weight" else array)
+
+    def rows_of(self, index: mx.array | int | None = None) -> mx.array:
+        """The (chosen) rows or expert of the matrix, in float32."""
+        chosen = {n: (a if index is None else a[index]) for n, a in self.items() if isinstance(a, mx.array)}
+        return _unpack(chosen, self._packing) if self._packing else chosen["weight"].astype(mx.float32)
+
+    def multiply(self, x: mx.array, expert: int | None = None) -> mx.array:
+        """x: [..., in], float32 -> [..., out]; `expert` picks one matrix of a stack."""
+        rows = x.size // x.shape[-1]
+        if not self._packing or rows >= DEQUANTIZE_FROM:
+            return x @ self.rows_of(expert).T
+        w, scales, biases = (a if a is None or expert is None else a[expert] for a in self._packed())
+        return mx.quantized_matmul(x, w, scales, biases, transpose=True, **self._packing)
+
+    def _packed(self) -> tuple[mx.array, mx.array, mx.array | None]:
+        return self.weight, self.scales, self.get("biases")
+
+
+class Float32Linear(Matrix):
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.multiply(x.astype(mx.float32))
+
+
+class Float32Embedding(Matrix):
+    def __call__(self, ids: mx.array) -> mx.array:
+        return self.rows_of(ids)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        return self.multiply(x.astype(mx.float32))
+
+
+class ShiftedConv(nn.Module):
+    """`CausalConv` as shifted multiply-adds, four times faster here than mx.conv1d."""
+
+    def __init__(self, source: CausalConv) -> None:
+        super().__init__()
+        self.weight = source.weight.astype(mx.float32)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        width = self.weight.shape[1]
+        T = x.shape[1] - width + 1
+        terms = [x[:, j : j + T] * self.weight[:, j, 0] for j in range(width)]
+        return nn.silu(sum(terms[1:], terms[0]))
+
+
+class GroupedExperts(nn.Module):
+    """`Experts` one expert at a time, each for all of its tokens, so that its weights are unpacked once a window."""
+
+    def __init__(self, source: Experts, dense: bool) -> None:
+        super().__init__()
+        self.gate_proj = Matrix(source.gate_proj, dense)
+        self.up_proj = Matrix(source.up_proj, dense)
+        self.down_proj = Matrix(source.down_proj, dense)
+
+    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+        """x: [B, T, C]   chosen: [B, T, K] -> [B, T, K, C]"""
+        K = chosen.shape[-1]
+        flat = chosen.flatten()
+        order = mx.argsort(flat)
+        rows = x.reshape(-1, x.shape[-1])[order // K]
+        outputs, start = [], 0
+        for expert, count in _runs(flat[order].tolist()):  # pyright: ignore[reportArgumentType]
+            outputs.append(self._expert(rows[start : start + count], expert))
+            start += count
+        return mx.concatenate(outputs)[mx.argsort(order)].reshape(*chosen.shape, -1)
+
+    def _expert(self, rows: mx.array, expert: int) -> mx.array:
+        hidden = nn.silu(self.gate_proj.multiply(rows, expert)) * self.up_proj.multiply(rows, expert)
+        return self.down_proj.multiply(hidden, expert)
+
+
+def _runs(ordered: list[int]) -> list[tuple[int, int]]:
+    """[0, 0, 2, 2, 2] -> [(0, 2), (2, 3)]"""
+    runs: list[tuple[int, int]] = []
+    for value in ordered:
+        if runs and runs[-1][0] == value:
+            runs[-1] = (value, runs[-1][1] + 1)
+        else:
+            runs.append((value, 1))
+    return runs
+
+
+def _unpack(arrays: dict[str, mx.array], packing: dict[str, Any]) -> mx.array:
+    scales, biases = arrays["scales"], arrays.get("biases")
+    if scales.dtype != mx.uint8:
+        scales = scales.astype(mx.float32)
+        biases = None if biases is None else biases.astype(mx.float32)
+    return mx.dequantize(arrays["weight"], scales, biases, **packing).astype(mx.float32)
+
+
+def loaded_bytes(model: nn.Module) -> int:
+    """Bytes of the network's arrays as they lie in memory."""
+    return sum(a.nbytes for _, a in tree_flatten(model.parameters()))

@@ -1,0 +1,185 @@
+"""From a checkpoint folder to a network with its weights: originals, community MLX conversions, and our own.
+
+Headers are checked and every tensor is accounted for before MLX reads a byte. Values are read lazily and evaluated
+layer by layer, so that peak memory stays at the model's size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.hub.headers import CheckpointFiles, TensorEntry, read_checkpoint
+from mlx_qwen35.models import norms, off_metal
+from mlx_qwen35.models.config import ModelConfig, Quantization, read_config
+from mlx_qwen35.models.model import Model
+from mlx_qwen35.models.tensor_names import Recipe, TensorPlan, is_zero_centred_norm, made_shape, plan_tensors
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to run, and what people should know of how it was loaded."""
+
+    model: Model
+    config: ModelConfig
+    notes: tuple[str, ...]
+
+
+def load_model(folder: Path, progress: Progress | None = None, adapt: bool = True) -> LoadedModel:
+    """Load the checkpoint in `folder`.
+
+    `adapt` fits the network to the machine: off Metal, computation moves to float32 (see off_metal).
+    Raises ConfigError and CheckpointError, each with one line.
+    """
+    config = read_config(folder)
+    files = read_checkpoint(folder)
+    plan = plan_tensors(files.tensors)
+    notes = list(config.notes)
+    if plan.vision:
+        notes.append(f"{len(plan.vision)} vision tensors were skipped: images and video come in a later release.")
+    if config.mtp_layers and not any(t.startswith("mtp.") for t in plan.recipes):
+        notes.append("The config promises an MTP layer, but the checkpoint has none; it runs without.")
+        config = replace(config, mtp_layers=0)
+
+    model = Model(config)
+    quantize_like(model, plan.recipes, files.tensors, config.quantization)
+    plan = _without_unused(plan, config)
+    _check_shapes(model, plan, files, folder)
+
+    reader = TensorReader(files.tensors)
+    conventions = norms.conventions(plan, reader.read, files.metadata)
+    notes += conventions.notes
+    _fill(model, plan, reader, conventions, progress)
+    model.eval()
+    if adapt and not mx.metal.is_available():
+        off_metal.prepare(model)
+    return LoadedModel(model, config, tuple(notes))
+
+
+class TensorReader:
+    """Reads single tensors, lazily; each file is opened once."""
+
+    def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
+        self.entries = entries
+        self._open = functools.cache(lambda file: mx.load(str(file)))
+
+    def read(self, recipe: Recipe) -> mx.array:
+        """The parameter a recipe makes, in the stored dtype, norms as they are stored."""
+        tensors = [self._open(self.entries[s].file)[s] for s in recipe.sources]
+        if recipe.stacked:
+            return mx.stack(tensors)
+        tensor = tensors[0]
+        if recipe.half:
+            width = tensor.shape[1] // 2
+            # A copy, so that the fused tensor does not stay in memory behind two views.
+            return mx.contiguous(tensor[:, :width] if recipe.half == "gate" else tensor[:, width:])
+        if recipe.move_conv_axis:
+            return mx.contiguous(tensor.swapaxes(1, 2))
+        return tensor
+
+
+def quantize_like(
+    model: nn.Module,
+    recipes: Mapping[str, Recipe],
+    entries: Mapping[str, TensorEntry],
+    quantization: Quantization | None,
+) -> None:
+    """Pack the modules of `model` that have scales in the checkpoint, each with its own settings."""
+
+    def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        scales = recipes.get(f"{path}.scales")
+        if scales is None or not hasattr(module, "to_quantized"):
+            return False
+        if quantization is None:
+            raise CheckpointError(f"{scales.sources[0]} is quantized, but config.json has no quantization settings.")
+        own = quantization.per_module.get(path)
+        if isinstance(own, dict):
+            return {"mode": "affine", **own}
+        inputs = module.weight.shape[-1]  # pyright: ignore[reportAttributeAccessIssue]
+        packed = entries[recipes[f"{path}.weight"].sources[0]].shape[-1]
+        groups = entries[scales.sources[0]].shape[-1]
+        # Older conversions do not list the router's own bits; the shapes tell.
+        bits, group_size = packed * 32 // inputs, inputs // max(groups, 1)
+        return {"bits": bits, "group_size": group_size, "mode": quantization.mode}
+
+    try:
+        nn.quantize(model, class_predicate=settings)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"config.json: quantization settings do not fit the network: {error}") from error
+
+
+def _without_unused(plan: TensorPlan, config: ModelConfig) -> TensorPlan:
+    """Drop what some checkpoints carry and the network does not have: MTP it does not declare, an unused head."""
+    unused = () if config.mtp_layers else ("mtp.",)
+    if config.tie_embeddings:
+        unused += ("language_model.lm_head.",)
+    recipes = {t: r for t, r in plan.recipes.items() if not unused or not t.startswith(unused)}
+    return replace(plan, recipes=recipes)
+
+
+def _check_shapes(model: Model, plan: TensorPlan, files: CheckpointFiles, folder: Path) -> None:
+    """Compare what the network needs with what the checkpoint gives; list every difference in one error."""
+    needed = dict(tree_flatten(model.parameters()))
+    missing = sorted(set(needed) - set(plan.recipes))
+    unexpected = sorted(s for t, r in plan.recipes.items() if t not in needed for s in r.sources)
+    misshaped = []
+    for target in sorted(set(needed) & set(plan.recipes)):
+        recipe = plan.recipes[target]
+        shapes = [files.tensors[s].shape for s in recipe.sources]
+        if (made := made_shape(recipe, shapes)) != needed[target].shape:
+            found = list(made or shapes[0])
+            misshaped.append(f"{recipe.sources[0]} gives {found} where {list(needed[target].shape)} is needed")
+    problems = {
+        "missing": [*missing, *plan.experts_missing],
+        "unexpected": unexpected,
+        "of the wrong shape": misshaped,
+        "given twice": sorted(plan.duplicates),
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in problems.items() if names)
+        raise CheckpointError(f"The weights in {folder} do not fit its config.json. {told}")
+
+
+def _fill(
+    model: Model,
+    plan: TensorPlan,
+    reader: TensorReader,
+    conventions: norms.Conventions,
+    progress: Progress | None,
+) -> None:
+    """Read, transform and evaluate, layer by layer."""
+    total = sum(reader.entries[s].nbytes for r in plan.recipes.values() for s in set(r.sources))
+    done = 0
+    for group in _by_layer(plan.recipes):
+        values = [(t, _as_parameter(t, reader.read(plan.recipes[t]), conventions)) for t in group]
+        model.load_weights(values, strict=False)
+        mx.eval([v for _, v in values])
+        done += sum(reader.entries[s].nbytes for t in group for s in plan.recipes[t].sources)
+        if progress:
+            progress(min(done, total), total)
+
+
+def _as_parameter(target: str, value: mx.array, conventions: norms.Conventions) -> mx.array:
+    if is_zero_centred_norm(target):
+        return value.astype(mx.float32) + conventions.add[target]
+    if target.endswith((".A_log", ".dt_bias", "linear_attn.norm.weight")):
+        return value.astype(mx.float32)
+    return value
+
+
+def _by_layer(recipes: Mapping[str, Recipe]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for target in recipes:
+        head, _, tail = target.partition(".layers.")
+        groups.setdefault(f"{head}.{tail.split('.')[0]}" if tail else "", []).append(target)
+    return list(groups.values())
