@@ -4,7 +4,7 @@
     python -m tests.reference.record [CASE ...]
 
 The only file here that needs torch. Everything it learns from transformers goes into small committed files, so that
-the tests never do. What transformers has no code for (the MTP layer) is wired here from its own decoder layer.
+the tests never do.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LENGTHS = (1, 63, 64, 65, 200)
 PREFILLS = (1, 64, 100)
 DECODED = 12
 SHORT = 13
-GREEDY_PROMPT, GREEDY_TOKENS = 20, 32
+GREEDY_PROMPT, GREEDY_TOKENS = 22, 32
 
 Arrays = dict[str, np.ndarray]
 
@@ -127,17 +127,19 @@ def chunked_prefill_gap(model: Any, tokens: torch.Tensor) -> float:
     return (torch.cat(rows) - full).abs().max().item()
 
 
-def greedy(model: Any, tokens: torch.Tensor, known: int) -> tuple[Arrays, float]:
-    """The continuation over the ids that have a token, with a cache, and the smallest gap of the top two."""
+def greedy(model: Any, tokens: torch.Tensor, known: int) -> tuple[Arrays, dict[str, Any]]:
+    """The continuation over the ids that have a token, and how easily it could have gone another way."""
     cache = DynamicCache(config=model.config)
-    window, chosen, gap = tokens[:, :GREEDY_PROMPT], [], float("inf")
+    window, chosen, gaps, padded = tokens[:, :GREEDY_PROMPT], [], [], 0
     for _ in range(GREEDY_TOKENS):
-        row = model(window, past_key_values=cache).logits[0, -1, :known]
-        best = row.topk(2)
-        gap = min(gap, (best.values[0] - best.values[1]).item())
+        row = model(window, past_key_values=cache).logits[0, -1]
+        best = row[:known].topk(2)
+        gaps.append((best.values[0] - best.values[1]).item())
+        padded += int(row.argmax()) >= known
         chosen.append(int(best.indices[0]))
         window = best.indices[:1][None]
-    return {"greedy_prompt": tokens[0, :GREEDY_PROMPT].numpy(), "greedy": np.array(chosen)}, gap
+    arrays = {"greedy_prompt": tokens[0, :GREEDY_PROMPT].numpy(), "greedy": np.array(chosen)}
+    return arrays, {"greedy_top2_gap": min(gaps), "greedy_padded_row_was_highest": padded}
 
 
 def three_axis_positions() -> np.ndarray:
@@ -172,7 +174,7 @@ def record(case: TinyCase) -> tuple[Arrays, dict[str, Any]]:
         watch = Watch(model)
         arrays: Arrays = {"tokens": ids, **logits_at_lengths(model, tokens), **hidden_states(model, tokens)}
         decoded, cached_gap = cached(model, tokens)
-        continuation, greedy_gap = greedy(model, tokens, case.tokens)
+        continuation, greedy_facts = greedy(model, tokens, case.tokens)
         arrays |= decoded | continuation | three_axes(model, tokens)
         facts = {
             "files": hashes,
@@ -181,12 +183,12 @@ def record(case: TinyCase) -> tuple[Arrays, dict[str, Any]]:
             "decay_range": [min(low for low, _ in watch.decays), max(high for _, high in watch.decays)],
             "cached_gap": cached_gap,
             "chunked_prefill_gap": chunked_prefill_gap(model, tokens),
-            "greedy_top2_gap": greedy_gap,
+            **greedy_facts,
         }
         if case.moe:
             facts["router_logit_gap"] = watch.router_gap
         if case.mtp != "absent":
-            arrays |= record_mtp(model, folder, tokens[:, :SHORT], case.tokens)
+            arrays |= record_mtp(model, tokens[:, :SHORT], case.tokens)
     return arrays, facts
 
 

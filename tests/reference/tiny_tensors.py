@@ -27,6 +27,17 @@ class _Source:
         spread = (2 * uniform(f"{self.case.name}/{name}", shape) - 1) * (std * math.sqrt(3))
         return name, (mean + spread).astype(np.float32)
 
+    def faint(self, drawn: tuple[str, np.ndarray], *rows: slice) -> tuple[str, np.ndarray]:
+        """The tensor with these rows a thousandth of the rest, where the case asks for that.
+
+        What comes out of them has squares about as large as the norms' eps, so that an eps which is missing, or
+        stands in the wrong place, changes the logits.
+        """
+        if self.case.faint:
+            for part in rows:
+                drawn[1][part] *= 2.0**-10
+        return drawn
+
     def linear(self, name: str, out: int, width: int, gain: float = 1.0) -> tuple[str, np.ndarray]:
         return self.draw(f"{name}.weight", (out, width), gain / math.sqrt(width))
 
@@ -41,7 +52,8 @@ def all_tensors(case: TinyCase) -> Named:
     trunk = "model." if case.flat else "model.language_model."
     vocab = (source.text["vocab_size"], source.width)
     # A tied head answers with the token it was given unless the layers outweigh the embedding.
-    yield source.draw(f"{trunk}embed_tokens.weight", vocab, (1.0 if case.tied else 2.5) / math.sqrt(source.width))
+    scale = (1.0 if case.tied else 2.5) / math.sqrt(source.width)
+    yield source.faint(source.draw(f"{trunk}embed_tokens.weight", vocab, scale), slice(0, 8))
     yield source.norm(f"{trunk}norm", source.width)
     if not case.tied:
         yield source.draw("lm_head.weight", vocab, 2.5 / math.sqrt(source.width))
@@ -70,15 +82,19 @@ def _layer(source: _Source, at: str, kind: str, experts: str) -> Named:
 def _delta_net(source: _Source, at: str) -> Named:
     text = source.text
     value_heads = text["linear_num_value_heads"]
-    key_width = text["linear_num_key_heads"] * text["linear_key_head_dim"]
-    value_width = value_heads * text["linear_value_head_dim"]
-    yield source.linear(f"{at}.in_proj_qkv", 2 * key_width + value_width, source.width)
+    key, value = text["linear_key_head_dim"], text["linear_value_head_dim"]
+    key_width, value_width = text["linear_num_key_heads"] * key, value_heads * value
+    width = 2 * key_width + value_width
+    first_query, first_key = slice(0, key), slice(key_width, key_width + key)
+    last_value = slice(width - value, width)
+    qkv = source.linear(f"{at}.in_proj_qkv", width, source.width)
+    yield source.faint(qkv, first_query, first_key, last_value)
     yield source.linear(f"{at}.in_proj_z", value_width, source.width)
     yield source.linear(f"{at}.in_proj_b", value_heads, source.width)
     yield source.linear(f"{at}.in_proj_a", value_heads, source.width, gain=0.2)
-    yield source.draw(f"{at}.conv1d.weight", (2 * key_width + value_width, 1, 4), 0.6)
+    yield source.draw(f"{at}.conv1d.weight", (width, 1, 4), 0.6)
     yield from _decay(source, at, value_heads)
-    yield source.draw(f"{at}.norm.weight", (text["linear_value_head_dim"],), 0.25, mean=1.0)
+    yield source.draw(f"{at}.norm.weight", (value,), 0.25, mean=1.0)
     yield source.linear(f"{at}.out_proj", source.width, value_width)
 
 
@@ -96,7 +112,8 @@ def _attention(source: _Source, at: str) -> Named:
     text = source.text
     head = text["head_dim"]
     queries, kv = text["num_attention_heads"] * head, text["num_key_value_heads"] * head
-    yield source.linear(f"{at}.q_proj", 2 * queries, source.width)  # per head: query, then gate
+    first_query = slice(0, head)  # per head: query, then gate
+    yield source.faint(source.linear(f"{at}.q_proj", 2 * queries, source.width), first_query)
     yield source.linear(f"{at}.k_proj", kv, source.width)
     yield source.linear(f"{at}.v_proj", kv, source.width, gain=1.5)
     yield source.linear(f"{at}.o_proj", source.width, queries, gain=1.5)
