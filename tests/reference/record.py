@@ -3,12 +3,11 @@
     pip install -e '.[reference]'
     python -m tests.reference.record [CASE ...]
 
-The only file here that needs torch. Everything it learns from transformers goes into small committed files, so that
-the tests never do.
+Only the record*.py files need torch. What they learn from transformers goes into small committed files, so that the
+tests never do.
 """
 
 import argparse
-import copy
 import json
 import platform
 import tempfile
@@ -21,6 +20,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from tests.reference import CASES, DATA, TinyCase, file_hashes, manifest, token_ids, write_checkpoint
+from tests.reference.record_delta_rule import record_delta_rule
 from tests.reference.record_mtp import record_mtp
 
 LENGTHS = (1, 63, 64, 65, 200)
@@ -199,11 +199,14 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")
-    names = parser.parse_args().cases or list(CASES)
+    choices = [*CASES, "delta_rule"]
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(choices)}")
+    names = parser.parse_args().cases or choices
+    if unknown := set(names) - set(choices):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}. There are: {', '.join(choices)}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    facts = copy.deepcopy(manifest()) if (DATA / "manifest.json").exists() else {"cases": {}}
+    facts = manifest() if (DATA / "manifest.json").exists() else {"cases": {}}
     facts["made_with"] = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -211,9 +214,12 @@ def main() -> None:
         "machine": platform.machine(),
     }
     for name in names:
-        arrays, facts["cases"][name] = record(CASES[name])
+        if name == "delta_rule":
+            arrays, facts["delta_rule"] = record_delta_rule()
+        else:
+            arrays, facts["cases"][name] = record(CASES[name])
+            print(name, {k: v for k, v in facts["cases"][name].items() if k != "files"})
         write_arrays(DATA / f"{name}.npz", arrays)
-        print(name, {k: v for k, v in facts["cases"][name].items() if k != "files"})
     (DATA / "manifest.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

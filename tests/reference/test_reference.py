@@ -19,6 +19,7 @@ from tests.reference import (
     write_checkpoint,
     write_float32_copy,
 )
+from tests.reference.delta_rule import DELTA_CASES, delta_inputs, delta_rule_float64
 
 every_case = pytest.mark.parametrize("name", list(CASES))
 
@@ -105,6 +106,15 @@ def test_the_float32_copy_holds_the_same_values(name: str, tmp_path: Path) -> No
         width = original[tensor].shape[0]
         rows = stack[width:] if part == "up_proj" else stack[:width]
         np.testing.assert_array_equal(rows, original[tensor])
+
+
+@pytest.mark.parametrize("name", list(DELTA_CASES))
+def test_the_delta_rule_in_float64_is_the_one_transformers_computes(name: str) -> None:
+    arrays = recorded("delta_rule")
+    output, state = delta_rule_float64(delta_inputs(name))
+    # transformers computes in float32; 1e-5 is its own distance when one key returns 200 times, 1e-6 elsewhere.
+    np.testing.assert_allclose(arrays[f"{name}/output"], output[:, -8:], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(arrays[f"{name}/state"], state, atol=1e-5, rtol=0)
 
 
 def test_the_checkpoints_cover_what_the_family_varies(tmp_path: Path) -> None:
