@@ -1,0 +1,58 @@
+"""JSON text to Python values that survive a second trip: every value read here can be written as JSON again.
+
+Python's own reader turns 1e999 into infinity, accepts NaN, keeps half surrogate pairs, and raises on integers of more
+than 4,300 digits. Knows nothing of messages or tools.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+
+def parse_integer(text: str) -> int | str:
+    """The integer; or its digits as text, when it has more than Python converts (4,300 unless configured).
+
+    Python could neither print such an integer nor write it as JSON, and the limit is there against slow conversions.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError when it is none, when it is nested too deeply, or not finite.
+
+    Raw control characters inside strings are accepted: models write them.
+    """
+    try:
+        value = _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return without_half_pairs(value) if "\\u" in text else value
+
+
+def without_half_pairs(value: Any) -> Any:
+    """The same value with half surrogate pairs, which UTF-8 cannot carry, replaced by U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _DECODER.decode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_int=parse_integer, parse_float=_finite, parse_constant=_no_constant, strict=False)
