@@ -4,6 +4,7 @@ Fetching is ours, since huggingface_hub neither resumes a file across calls nor 
 layout is huggingface_hub's, so that other tools see the files. Only data is fetched, nothing is executed.
 """
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from mlx_qwen35.errors import CheckpointError, DownloadError
 from mlx_qwen35.hub.cache import Listing, RemoteFile, RepoCache, is_hub_id
-from mlx_qwen35.hub.fetch import Watch, fetch_blob
+from mlx_qwen35.hub.fetch import Watch, disk_error, fetch_blob
 from mlx_qwen35.hub.headers import INDEX_NAME, is_inside, read_checkpoint, read_index
 from mlx_qwen35.hub.http import Connection, Hub, HubUnreachable, Retry
 from mlx_qwen35.hub.listing import fetch_listing, is_needed, is_weight, needed_weights
@@ -74,6 +75,8 @@ def download(
             bar.note(f"{hub.endpoint} cannot be reached; using {hub_id} as downloaded before.")
             return folder
         return _Download(connection, repo, listing, retry, bar, progress).run(revision)
+    except OSError as error:
+        raise disk_error(error, hub.cache) from error
     finally:
         bar.close()
 
@@ -134,11 +137,14 @@ class _Download:
             self._fetch((index,), lambda progress: None)  # it says which weights belong to the model
         files = _needed_files(self.listing, snapshot if index else None)
         missing = tuple(file for file in files if not self.repo.holds(commit, file))
-        self._save_listing()
         if missing:
             self._check_room(missing)
+            self.repo.save_listing(self.listing)
             self._fetch(missing, self.callback)
-        self._remember(revision)
+        # Last, so that no tool finds an unfinished snapshot under the name of the branch. All may be here in a
+        # cache that is shared and read-only.
+        with contextlib.suppress(OSError):
+            self.repo.remember(revision, commit)
         return snapshot
 
     def _fetch(self, files: tuple[RemoteFile, ...], callback: ProgressCallback) -> None:
@@ -148,11 +154,8 @@ class _Download:
 
         def fetch(file: RemoteFile) -> None:
             fetch_blob(self.connection, self.listing, file, self.repo, self.retry, watch)
-            try:
-                for same in (other for other in files if other.digest == file.digest):
-                    self.repo.link(self.listing.commit, same)
-            except OSError as error:
-                raise DownloadError(f"The hub cache cannot be written: {error}.") from error
+            for same in (other for other in files if other.digest == file.digest):
+                self.repo.link(self.listing.commit, same)
 
         in_parallel(unique.values(), fetch, self.stop)
 
@@ -178,19 +181,6 @@ class _Download:
         blob = self.repo.blob(file)
         sizes = [path.stat().st_size for path in (blob, blob.with_name(blob.name + ".part")) if path.exists()]
         return min(file.size, max(sizes, default=0))
-
-    def _save_listing(self) -> None:
-        try:
-            self.repo.save_listing(self.listing)
-        except OSError as error:
-            raise DownloadError(f"The hub cache cannot be written: {error}.") from error
-
-    def _remember(self, revision: str) -> None:
-        # Last, so that no tool finds an unfinished snapshot under the name of the branch.
-        try:
-            self.repo.remember(revision, self.listing.commit)
-        except OSError as error:
-            log.warning("the hub cache is read-only: %s", error)
 
 
 def _needed_files(listing: Listing, snapshot: Path | None) -> tuple[RemoteFile, ...]:

@@ -51,32 +51,30 @@ def fetch_blob(
 ) -> None:
     """Make the cache hold the blob of `file`, verified. Safe against other threads and processes.
 
-    Raises DownloadError, one line: gated or gone, no network after all retries, wrong content twice, disk full.
+    Raises DownloadError, one line: gated or gone, no network after all retries, wrong content twice; OSError
+    when the disk is full or the cache cannot be written.
     """
     blob = repo.blob(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
     waiting = f"Another process is fetching {file.path}; waiting for it."
-    try:
-        with locked(repo.lock(file), watch.pause, lambda: watch.note(waiting)):
-            if _is_whole(blob, file):
-                watch.found(file.size)
-                return
-            part = PartFile(blob.with_name(blob.name + ".part"), file, watch)
-            part.adopt(blob)
+    with locked(repo.lock(file), watch.pause, lambda: watch.note(waiting)):
+        if _is_whole(blob, file):
+            watch.found(file.size)
+            return
+        part = PartFile(blob.with_name(blob.name + ".part"), file, watch)
+        part.adopt(blob)
+        try:
+            _complete(connection, listing, file, part, retry, watch)
+        except WrongContent:
+            watch.note(f"{file.path} arrived damaged; fetching it once more.")
             try:
                 _complete(connection, listing, file, part, retry, watch)
             except WrongContent:
-                watch.note(f"{file.path} arrived damaged; fetching it once more.")
-                try:
-                    _complete(connection, listing, file, part, retry, watch)
-                except WrongContent:
-                    raise DownloadError(
-                        f"{listing.hub_id}: {file.path} arrived with wrong content twice (its checksum differs). "
-                        "Try again later, or over another network."
-                    ) from None
-            part.become(blob)
-    except OSError as error:
-        raise _disk_error(error, blob) from error
+                raise DownloadError(
+                    f"{listing.hub_id}: {file.path} arrived with wrong content twice (its checksum differs). "
+                    "Try again later, or over another network."
+                ) from None
+        part.become(blob)
 
 
 def _is_whole(blob: Path, file: RemoteFile) -> bool:
@@ -224,11 +222,12 @@ class PartFile:
         return hashlib.sha1(b"blob %d\0" % self.file.size, usedforsecurity=False)
 
 
-def _disk_error(error: OSError, blob: Path) -> Exception:
+def disk_error(error: OSError, cache: Path) -> DownloadError:
+    """The line for a person when writing to the cache failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(
-            f"The disk of {blob.parent} is full. Free some space and start again (what has arrived is kept), "
-            "or set HF_HOME to a folder on another disk."
+            f"The disk of {cache} is full. Free some space and start again (what has arrived is kept), or set "
+            "HF_HOME to a folder on another disk."
         )
     reason = (error.strerror or str(error)).lower()
-    return DownloadError(f"The hub cache cannot be written: {error.filename or blob.parent}: {reason}.")
+    return DownloadError(f"The hub cache cannot be written: {error.filename or cache}: {reason}.")

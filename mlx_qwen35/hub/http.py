@@ -82,7 +82,8 @@ class Connection:
     def _network_errors(self) -> tuple[type[Exception], ...]:
         # huggingface_hub 1 brings httpx, 2 brings httpx2; whichever it is has been imported by now.
         modules = [sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules]
-        return tuple(error for m in modules for error in (m.HTTPError, m.StreamError, m.InvalidURL))
+        theirs = tuple(error for m in modules for error in (m.HTTPError, m.StreamError, m.InvalidURL))
+        return (*theirs, ConnectionError)
 
     @contextlib.contextmanager
     def stream(self, url: str, what: str, extra: Mapping[str, str] | None = None) -> Iterator[Any]:
