@@ -51,9 +51,13 @@ class ToolCallEnd:
 
 @dataclass(frozen=True)
 class Malformed:
-    """A tool call that could not be read. Its text was, or is, reported as `Content`; nothing is lost."""
+    """A tool call that could not be read. All its text follows as `Content`; nothing is lost.
+
+    `index` names the call when its `ToolCallStart` was already reported: no `ToolCallEnd` will follow, drop it.
+    """
 
     reason: str
+    index: int | None = None
 
 
 @dataclass(frozen=True)

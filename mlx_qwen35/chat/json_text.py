@@ -10,6 +10,8 @@ import json
 import math
 from typing import Any, NoReturn
 
+MAX_DEPTH = 128
+
 
 def parse_integer(text: str) -> int | str:
     """The integer; or its digits as text, when it has more than Python converts (4,300 unless configured).
@@ -23,7 +25,7 @@ def parse_integer(text: str) -> int | str:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError when it is none, when it is nested too deeply, or not finite.
+    """The value of a JSON text. Raises ValueError when it is none, or nested too deeply, or holds no finite number.
 
     Raw control characters inside strings are accepted: models write them.
     """
@@ -31,6 +33,7 @@ def parse_json(text: str) -> Any:
         value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    _require_shallow(text, value)
     return without_half_pairs(value) if "\\u" in text else value
 
 
@@ -42,6 +45,19 @@ def without_half_pairs(value: Any) -> Any:
     except UnicodeEncodeError:
         return _DECODER.decode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return value
+
+
+def _require_shallow(text: str, value: Any) -> None:
+    """Python reads deeper values than it can write from further down its stack; stay well clear of both."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        level = [item for items in inner for item in items]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
 
 
 def _finite(text: str) -> float:

@@ -18,7 +18,8 @@ OBJECT_COST = 16
 # Rendering a long chat costs about twenty times its size; the fixed part allows for small chats and long templates.
 BASE_COST = 32 * 1024 * 1024
 COST_PER_INPUT = 64
-MAX_STEPS = 5_000_000
+# A message needs about a hundred steps, and costs more than that.
+BASE_STEPS = 1_000_000
 MAX_SECONDS = 5.0
 # Python refuses to print integers of more than 4,300 digits (14,300 bits) anyway.
 MAX_INTEGER_BITS = 16_384
@@ -33,7 +34,7 @@ class Meter:
 
     def __init__(self, input_cost: int) -> None:
         self._cost_left = BASE_COST + COST_PER_INPUT * input_cost
-        self._steps_left = MAX_STEPS
+        self._steps_left = BASE_STEPS + input_cost
         self._deadline = time.monotonic() + MAX_SECONDS
 
     def step(self) -> None:

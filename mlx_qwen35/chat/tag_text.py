@@ -1,0 +1,37 @@
+"""Questions about tags in text that is still arriving, each answered in time that does not grow with the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+SPACE = " \t\r\n"
+# Between two tags; a model that writes more is not writing the format.
+MAX_GAP = 16
+
+
+def held_back(text: str, start: int, tag: str) -> int:
+    """How many characters at the end of text[start:] may be the beginning of `tag`."""
+    for count in range(min(len(tag) - 1, len(text) - start), 0, -1):
+        if text.endswith(tag[:count]):
+            return count
+    return 0
+
+
+def tag_at(text: str, at: int, tags: Iterable[str]) -> str | None:
+    """The tag that begins at `at`; "" when one may begin there but the text ends too early; None when none does."""
+    left = len(text) - at
+    possible = None
+    for tag in tags:
+        if text.startswith(tag, at):
+            return tag
+        if left < len(tag) and tag.startswith(text[at:]):
+            possible = ""
+    return possible
+
+
+def after_gap(text: str, at: int, tags: Iterable[str]) -> str | None:
+    """`tag_at`, after at most MAX_GAP characters of white space."""
+    limit = min(len(text), at + MAX_GAP)
+    while at < limit and text[at] in SPACE:
+        at += 1
+    return tag_at(text, at, tags)
