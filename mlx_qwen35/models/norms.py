@@ -35,7 +35,7 @@ def conventions(plan: TensorPlan, read: Callable[[Recipe], mx.array], metadata: 
     targets = [t for t in plan.recipes if is_zero_centred_norm(t)]
     means = {t: read(plan.recipes[t]).astype(mx.float32).mean() for t in targets}
     mx.eval(list(means.values()))
-    values = {t: float(m.item()) for t, m in means.items()}
+    values = {t: _number(m) for t, m in means.items()}
 
     declared = metadata.get(METADATA_KEY)
     expected = 1 if declared == PLUS_ONE or plan.original_layout is False else 0
@@ -49,7 +49,8 @@ def conventions(plan: TensorPlan, read: Callable[[Recipe], mx.array], metadata: 
         )
     add = {t: 1.0 - found for t in targets if not t.startswith("mtp.")}
     mtp = {t: v for t, v in values.items() if t.startswith("mtp.")}
-    mtp_found = {t: expected if plan.original_layout else _nearest(v) for t, v in mtp.items()}
+    sure = plan.original_layout or declared == PLUS_ONE
+    mtp_found = {t: expected if sure else _nearest(v) for t, v in mtp.items()}
     add |= {t: 1.0 - n for t, n in mtp_found.items()}
     if odd := sorted(t for t, n in mtp_found.items() if n != expected):
         notes.append(
@@ -57,6 +58,12 @@ def conventions(plan: TensorPlan, read: Callable[[Recipe], mx.array], metadata: 
             f"{STORED_AS[expected]} like the others ({odd[0]}, ...); corrected while loading."
         )
     return Conventions(add, tuple(notes))
+
+
+def _number(scalar: mx.array) -> float:
+    value = scalar.item()
+    assert isinstance(value, float)
+    return value
 
 
 def _decide(means: list[float], expected: int) -> int:

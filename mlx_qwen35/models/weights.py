@@ -35,10 +35,36 @@ class LoadedModel:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """A checkpoint whose headers fit its config, before any weight is read; `model` has the right shapes only."""
+
+    model: Model
+    config: ModelConfig
+    files: CheckpointFiles
+    plan: TensorPlan
+    conventions: norms.Conventions
+    unused: tuple[str, ...]  # tensors that the checkpoint carries and the network has no place for
+    notes: tuple[str, ...]
+
+
 def load_model(folder: Path, progress: Progress | None = None, adapt: bool = True) -> LoadedModel:
     """Load the checkpoint in `folder`.
 
     `adapt` fits the network to the machine: off Metal, computation moves to float32 (see off_metal).
+    Raises ConfigError and CheckpointError, each with one line.
+    """
+    found = survey(folder)
+    _fill(found.model, found.plan, TensorReader(found.files.tensors), found.conventions, progress)
+    found.model.eval()
+    if adapt and not mx.metal.is_available():
+        off_metal.prepare(found.model)
+    return LoadedModel(found.model, found.config, found.notes)
+
+
+def survey(folder: Path) -> Survey:
+    """Read the config, the headers and the norm weights of a checkpoint, and check that they fit together.
+
     Raises ConfigError and CheckpointError, each with one line.
     """
     config = read_config(folder)
@@ -53,17 +79,13 @@ def load_model(folder: Path, progress: Progress | None = None, adapt: bool = Tru
 
     model = Model(config)
     quantize_like(model, plan.recipes, files.tensors, config.quantization)
-    plan = _without_unused(plan, config)
-    _check_shapes(model, plan, files, folder)
+    used = _without_unused(plan, config)
+    unused = tuple(s for t, r in plan.recipes.items() if t not in used.recipes for s in r.sources)
+    _check_shapes(model, used, files, folder)
 
-    reader = TensorReader(files.tensors)
-    conventions = norms.conventions(plan, reader.read, files.metadata)
+    conventions = norms.conventions(used, TensorReader(files.tensors).read, files.metadata)
     notes += conventions.notes
-    _fill(model, plan, reader, conventions, progress)
-    model.eval()
-    if adapt and not mx.metal.is_available():
-        off_metal.prepare(model)
-    return LoadedModel(model, config, tuple(notes))
+    return Survey(model, config, files, used, conventions, unused, tuple(notes))
 
 
 class TensorReader:
@@ -71,7 +93,7 @@ class TensorReader:
 
     def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
         self.entries = entries
-        self._open = functools.cache(lambda file: mx.load(str(file)))
+        self._open = functools.cache(_open)
 
     def read(self, recipe: Recipe) -> mx.array:
         """The parameter a recipe makes, in the stored dtype, norms as they are stored."""
@@ -86,6 +108,12 @@ class TensorReader:
         if recipe.move_conv_axis:
             return mx.contiguous(tensor.swapaxes(1, 2))
         return tensor
+
+
+def _open(file: Path) -> dict[str, mx.array]:
+    tensors = mx.load(str(file))
+    assert isinstance(tensors, dict)
+    return tensors
 
 
 def quantize_like(
@@ -105,7 +133,7 @@ def quantize_like(
         own = quantization.per_module.get(path)
         if isinstance(own, dict):
             return {"mode": "affine", **own}
-        inputs = module.weight.shape[-1]  # pyright: ignore[reportAttributeAccessIssue]
+        inputs = module.weight.shape[-1]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         packed = entries[recipes[f"{path}.weight"].sources[0]].shape[-1]
         groups = entries[scales.sources[0]].shape[-1]
         # Older conversions do not list the router's own bits; the shapes tell.
