@@ -1,0 +1,55 @@
+"""Sampling presets of the family, by mode and size. Knows nothing of how tokens are sampled.
+
+Source: the "Best Practices" of the published model cards (27B, 35B-A3B, 4B; 0.8B has its own values for non-thinking
+reasoning; Qwen3.6 drops the presence penalty of general thinking). The 2B card was not seen; 2B shares 0.8B's template
+and is taken to share its values. All cards: min_p 0, repetition_penalty 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mlx_qwen35.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. `top_k` 0 and `top_p` 1 keep every token; temperature 0 takes the likeliest."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+FAMILY: dict[str, Sampling] = {
+    "thinking": Sampling(1.0, 0.95, 20, presence_penalty=1.5),
+    "thinking-coding": Sampling(0.6, 0.95, 20),
+    "non-thinking": Sampling(0.7, 0.8, 20, presence_penalty=1.5),
+    "non-thinking-reasoning": Sampling(1.0, 1.0, 40, presence_penalty=2.0),
+}
+_SMALL = {"non-thinking-reasoning": Sampling(1.0, 1.0, 20, presence_penalty=2.0)}
+_QWEN36 = {"thinking": replace(FAMILY["thinking"], presence_penalty=0.0)}
+# The demo model copies digits and names, which a penalty on repeated tokens forbids.
+_DEMO = dict.fromkeys(FAMILY, Sampling(temperature=0.0))
+BY_SIZE: dict[str, dict[str, Sampling]] = {
+    "0.8b": _SMALL,
+    "2b": _SMALL,
+    "3.6-27b": _QWEN36,
+    "3.6-35b-a3b": _QWEN36,
+    "demo": _DEMO,
+}
+
+
+def choose(preset: str | None, thinking: bool, size: str | None = None) -> Sampling:
+    """The values of `preset`, or of the mode's general preset when None, for a model size such as "27b".
+
+    An unknown size has the family's values. Raises RequestError for an unknown preset.
+    """
+    name = preset or ("thinking" if thinking else "non-thinking")
+    if name not in FAMILY:
+        raise RequestError(f"There is no preset {name[:40]!r}; the presets are {', '.join(FAMILY)}.")
+    return BY_SIZE.get((size or "").lower(), {}).get(name, FAMILY[name])
