@@ -7,23 +7,10 @@ and is taken to share its values. All cards: min_p 0, repetition_penalty 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mlx_qwen35.errors import RequestError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. `top_k` 0 and `top_p` 1 keep every token; temperature 0 takes the likeliest."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-
+from mlx_qwen35.options import Sampling
 
 FAMILY: dict[str, Sampling] = {
     "thinking": Sampling(1.0, 0.95, 20, presence_penalty=1.5),
@@ -33,14 +20,11 @@ FAMILY: dict[str, Sampling] = {
 }
 _SMALL = {"non-thinking-reasoning": Sampling(1.0, 1.0, 20, presence_penalty=2.0)}
 _QWEN36 = {"thinking": replace(FAMILY["thinking"], presence_penalty=0.0)}
-# The demo model copies digits and names, which a penalty on repeated tokens forbids.
-_DEMO = dict.fromkeys(FAMILY, Sampling(temperature=0.0))
 BY_SIZE: dict[str, dict[str, Sampling]] = {
     "0.8b": _SMALL,
     "2b": _SMALL,
     "3.6-27b": _QWEN36,
     "3.6-35b-a3b": _QWEN36,
-    "demo": _DEMO,
 }
 
 

@@ -42,8 +42,10 @@ class DecoderLayer(nn.Module):
         """x: [B, T, C] -> [B, T, C]"""
         normed = self.input_layernorm(x)
         if self.is_linear:
+            assert not isinstance(cache, KVCache)
             x = x + self.linear_attn(normed, cache)
         else:
+            assert not isinstance(cache, DeltaState)
             x = x + self.self_attn(normed, cache, positions)
         return x + self.mlp(self.post_attention_layernorm(x))
 

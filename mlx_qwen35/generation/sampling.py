@@ -1,0 +1,102 @@
+"""From the last position's logits to the next token: penalties, filters, and a seeded draw.
+
+The filters and penalties are mlx-lm's; this is the one module that imports them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from mlx_qwen35.errors import RequestError
+from mlx_qwen35.options import Sampling
+
+WHOLE = 1 << 30  # a penalty's window: everything so far
+
+
+class Sampler:
+    """Draws tokens for one sequence. The same seed, prompt and options give the same tokens."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        known_tokens: int,
+        seed: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> None:
+        """known_tokens: ids from here up have no token (padded vocabulary rows) and are never drawn."""
+        check_sampling(sampling)
+        self.sampling = sampling
+        self.known_tokens = known_tokens
+        self._bias = _bias_vector(logit_bias, known_tokens)
+        self._key = mx.random.key(int.from_bytes(os.urandom(4)) if seed is None else seed % 2**64)
+
+    def __call__(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
+        """logits: [V] -> the next token, a scalar.   prompt, answer: ids so far, [n] each"""
+        logits = logits[None, : self.known_tokens].astype(mx.float32)
+        if self._bias is not None:
+            logits = logits + self._bias
+        logits = self._penalised(logits, prompt, answer)
+        if self.sampling.temperature == 0:
+            return mx.argmax(logits, axis=-1)[0]
+        self._key, key = mx.random.split(self._key)
+        return mx.random.categorical(self._filtered(logits), key=key)[0]
+
+    def _penalised(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
+        from mlx_lm.sample_utils import make_frequency_penalty, make_presence_penalty, make_repetition_penalty
+
+        s = self.sampling
+        if s.repetition_penalty != 1.0:
+            everything = mx.concatenate([prompt, answer])
+            logits = make_repetition_penalty(s.repetition_penalty, WHOLE)(everything, logits)
+        if s.presence_penalty and answer.size:
+            logits = make_presence_penalty(s.presence_penalty, WHOLE)(answer, logits)
+        if s.frequency_penalty and answer.size:
+            logits = make_frequency_penalty(s.frequency_penalty, WHOLE)(answer, logits)
+        return logits
+
+    def _filtered(self, logits: mx.array) -> mx.array:
+        """Log-probabilities at the temperature, with what the filters exclude at -inf."""
+        from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+
+        s = self.sampling
+        logits = logits / s.temperature
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if 0 < s.top_k < self.known_tokens:
+            logprobs = apply_top_k(logprobs, s.top_k)
+        if 0 < s.top_p < 1:
+            logprobs = apply_top_p(logprobs, s.top_p)
+        if s.min_p > 0:
+            logprobs = apply_min_p(logprobs, s.min_p)
+        return logprobs
+
+
+def check_sampling(s: Sampling) -> None:
+    """Refuse values outside their range; RequestError names the option."""
+    ranges = {
+        "temperature": (s.temperature, 0, 100),
+        "top_p": (s.top_p, 0, 1),
+        "min_p": (s.min_p, 0, 1),
+        "top_k": (s.top_k, 0, 1 << 31),
+        "presence_penalty": (s.presence_penalty, -100, 100),
+        "frequency_penalty": (s.frequency_penalty, -100, 100),
+    }
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise RequestError(f"{name} is {value}; it should be between {low} and {high}.")
+    if not 0 < s.repetition_penalty <= 100:
+        raise RequestError(f"repetition_penalty is {s.repetition_penalty}; it should be above 0 (1 is off).")
+
+
+def _bias_vector(logit_bias: Mapping[int, float] | None, known_tokens: int) -> mx.array | None:
+    if not logit_bias:
+        return None
+    for token, bias in logit_bias.items():
+        if not 0 <= token < known_tokens:
+            raise RequestError(f"logit_bias names token {token}; this model has tokens 0 to {known_tokens - 1}.")
+        if not -1e4 <= bias <= 1e4:
+            raise RequestError(f"logit_bias of token {token} is {bias}; it should be a number up to 10000.")
+    vector = mx.zeros(known_tokens)
+    return vector.at[mx.array(list(logit_bias))].add(mx.array(list(logit_bias.values()), mx.float32))[None]
