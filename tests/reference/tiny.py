@@ -1,18 +1,20 @@
-"""Tiny random Qwen3.5 checkpoints in the original form: config.json and safetensors, the same bytes everywhere.
+"""Tiny random Qwen3.5 checkpoints in the original form, config, tokenizer and tensors: the same bytes everywhere.
 
 Written with numpy alone, from the raw bits of a seeded PCG64, so that nothing but the outputs of the outside
 reference has to be committed. Knows nothing of torch, MLX, or of what the network computes.
 """
 
 import hashlib
+import itertools
 import json
+import string
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tests.reference.tiny_cases import CASES, TinyCase, config
+from tests.reference.tiny_cases import CASES, SPECIAL_TOKENS, TinyCase, config
 from tests.reference.tiny_tensors import all_tensors
 
 _BYTES = {"F32": 4, "BF16": 2}
@@ -83,11 +85,36 @@ def write_float32_copy(name: str, folder: Path) -> Path:
     return _write(case, form, described, folder)
 
 
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(case: TinyCase, folder: Path) -> None:
+    """The family's kind, byte-level BPE, over printable ASCII: for tools that want a tokenizer beside the weights."""
+    words = ["Ċ", "Ġ", *map(chr, range(33, 127))]  # newline and space, as byte-level vocabularies write them
+    pairs = list(itertools.product(string.ascii_lowercase, repeat=2))
+    merges = pairs[: case.tokens - len(SPECIAL_TOKENS) - len(words)]
+    words += [first + second for first, second in merges]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": len(words) + i, "content": text, **flags} for i, text in enumerate(SPECIAL_TOKENS)],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": merges},
+    }
+    _write_json(folder / "tokenizer.json", tokenizer)
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
 def _write(case: TinyCase, form: TinyCase, described: dict, folder: Path) -> Path:
     """The values of `case`, rounded as it stores them, in the types and the expert layout of `form`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(described, indent=4) + "\n")
+    _write_json(folder / "config.json", described)
+    _write_tokenizer(case, folder)
     arrays = {k: _rounded(v, stored_dtype(case, k)) for k, v in all_tensors(case)}
     if form.separate_experts != case.separate_experts or form.mtp != case.mtp:
         arrays = _fused(arrays)
@@ -98,7 +125,7 @@ def _write(case: TinyCase, form: TinyCase, described: dict, folder: Path) -> Pat
     if form.shards > 1:
         total = sum(v.size * _BYTES[stored_dtype(form, k)] for k, v in arrays.items())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        _write_json(folder / "model.safetensors.index.json", index)
     return folder
 
 

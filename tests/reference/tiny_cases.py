@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 RECORDED_TOKENS = 232  # 200 for the longest recorded forward pass, and some to decode after it
-_SPECIAL_TOKENS = 6  # at the end of the known ids, never drawn
+# The last of the ids that exist; never drawn.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|vision_end|>",
+    "<|vision_start|>",
+    "<|video_pad|>",
+    "<|image_pad|>",
+    "<|im_end|>",
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class TinyCase:
     mtp: str = "fused"  # the MTP layer's experts: "fused", "separate"; or "absent": no `mtp.*` at all
     vision: bool = False  # a few tensors of the vision tower, there to be skipped
     shards: int = 1
+    draw: int = 0  # which of the seeded token sequences: one with no near-tie among tokens or experts
     faint: bool = False  # some rows a thousandth of the others, so that each norm's eps shows
 
     @property
@@ -94,6 +104,7 @@ _ALL = (
         "dense",
         "dense, untied; GQA 6, Hv/Hk 3; widths that 4-bit groups of 64 divide",
         tokens=243,
+        draw=3,
         text={**_sizes(128, (6, 1, 64), (2, 6, 32, 64), 256), "intermediate_size": 192},
         faint=True,
     ),
@@ -101,6 +112,7 @@ _ALL = (
         "moe",
         "mixture, untied; fused experts, the MTP layer's separate; GQA 4, Hv/Hk 2; two shards by index",
         tokens=181,
+        draw=5,
         text={**_sizes(128, (4, 1, 64), (2, 4, 64, 32), 192), **_experts(8, 2, 64, 128)},
         mtp="separate",
         shards=2,
@@ -123,6 +135,7 @@ _ALL = (
         "moe_separate",
         "mixture, tied; experts one by one, the MTP layer's fused; vision tensors; GQA 1, Hv/Hk 4",
         tokens=121,
+        draw=3,
         text={**_sizes(96, (3, 3, 32), (1, 4, 48, 32), 130), **_experts(6, 3, 40, 72)},
         tied=True,
         separate_experts=True,
@@ -132,6 +145,7 @@ _ALL = (
         "flat",
         "text-only fine-tune: flat config, no `language_model.`; says it has an MTP layer but ships none",
         tokens=157,
+        draw=5,
         text={**_sizes(72, (4, 2, 32), (2, 4, 16, 24), 160), "intermediate_size": 100},
         flat=True,
         mtp="absent",
@@ -140,10 +154,12 @@ _ALL = (
         "yarn",
         "dense with YaRN (factor 4 over 64 positions), vision tensors; GQA 2, Hv/Hk 2",
         tokens=187,
+        draw=3,
         text={
             **_sizes(64, (4, 2, 64), (2, 4, 64, 32), 192),
             "intermediate_size": 128,
             "rope_parameters": _YARN,
+            "max_position_embeddings": 256,
         },
         vision=True,
     ),
@@ -217,5 +233,5 @@ def uniform(label: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def token_ids(case: TinyCase) -> np.ndarray:
     """int64 [RECORDED_TOKENS]: the sequence whose first T tokens are the input of every recorded pass."""
-    drawn = uniform(f"{case.name}/tokens", (RECORDED_TOKENS,)) * (case.tokens - _SPECIAL_TOKENS)
+    drawn = uniform(f"{case.name}/tokens/{case.draw}", (RECORDED_TOKENS,)) * (case.tokens - len(SPECIAL_TOKENS))
     return drawn.astype(np.int64)

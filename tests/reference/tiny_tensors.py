@@ -114,7 +114,8 @@ def _attention(source: _Source, at: str) -> Named:
     queries, kv = text["num_attention_heads"] * head, text["num_key_value_heads"] * head
     first_query = slice(0, head)  # per head: query, then gate
     yield source.faint(source.linear(f"{at}.q_proj", 2 * queries, source.width), first_query)
-    yield source.linear(f"{at}.k_proj", kv, source.width)
+    first_key = slice(0, head if kv > head else 0)  # with one kv head all keys would be faint
+    yield source.faint(source.linear(f"{at}.k_proj", kv, source.width), first_key)
     yield source.linear(f"{at}.v_proj", kv, source.width, gain=1.5)
     yield source.linear(f"{at}.o_proj", source.width, queries, gain=1.5)
     yield source.norm(f"{at}.q_norm", head)
