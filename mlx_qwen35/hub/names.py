@@ -38,7 +38,7 @@ def resolve(name: str) -> Located:
     if entry := FAMILY.get(short):
         return Located(name, hub_id=entry.hub_id, entry=entry)
     path = Path(name).expanduser() if name.startswith("~") else Path(name)
-    if _is_path(name) or os.path.lexists(path):
+    if _is_path(name) or (name and os.path.lexists(path)):
         return Located(name, path=_model_folder(path))
     hub_id = _without_page(name.strip())
     if entry := _family_entry(hub_id.lower()):

@@ -1,5 +1,6 @@
 """Downloads against a hub that cuts, lies, flips and refuses."""
 
+import errno
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ from mlx_qwen35.errors import DownloadError
 from mlx_qwen35.hub import download as module
 from mlx_qwen35.hub.cache import RepoCache
 from mlx_qwen35.hub.download import cached_snapshot, download
+from mlx_qwen35.hub.fetch import disk_error
 from mlx_qwen35.hub.http import Hub, Retry
 from mlx_qwen35.hub.progress import Progress
 from tests.hub.conftest import BIG, ID, QUICK, noise, repository
@@ -427,3 +429,12 @@ def _closed_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [(errno.ENOSPC, "The disk of /c is full. Free some space"), (errno.EACCES, "cannot be written: /c/x: perm")],
+)
+def test_a_disk_that_fails_in_the_middle_is_one_line(number: int, line: str) -> None:
+    error = disk_error(OSError(number, os.strerror(number), "/c/x"), Path("/c"))
+    assert line in str(error)
