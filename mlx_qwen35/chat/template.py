@@ -20,7 +20,7 @@ from mlx_qwen35.errors import CheckpointError, RequestError
 # What a request may hand to the template, beside enable_thinking. Never `chat_template`, `messages` or `tools`.
 OPTIONS = ("add_vision_id", "preserve_thinking", "reasoning_effort")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-ASSISTANT = "<|im_start|>assistant"
+TURN, END_TURN = "<|im_start|>", "<|im_end|>"
 
 
 class ChatTemplate:
@@ -93,8 +93,9 @@ class ChatTemplate:
     @staticmethod
     def opens_thinking(prompt: str) -> bool:
         """Whether a rendered prompt ends inside an open think block, so that the answer begins with reasoning."""
-        turn = prompt[prompt.rfind(ASSISTANT) + 1 :]
-        return turn.rfind("<think>") > turn.rfind("</think>")
+        turn = prompt[max(prompt.rfind(TURN), 0) :]
+        is_open = turn.startswith(TURN + "assistant") and END_TURN not in turn
+        return is_open and turn.rfind("<think>") > turn.rfind("</think>")
 
 
 def _compiled(source: str) -> CompiledTemplate:
