@@ -10,7 +10,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each layer may import itself and what stands before it.
-LAYERS = ["errors options", "hub chat", "metal_kernels caches", "models", "generation", "runtime", "convert", "terminal app", "cli"]
+LAYERS = [
+    "errors options",
+    "hub chat",
+    "metal_kernels caches",
+    "models",
+    "generation",
+    "runtime",
+    "convert",
+    "terminal app",
+    "cli",
+]
 WITHOUT_MLX = ("hub", "chat", "errors", "options")
 NEVER = {"torch", "cv2", "transformers", "convert", "app", "metal_kernels"}
 

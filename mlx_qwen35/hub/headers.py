@@ -121,6 +121,8 @@ def parse_header(raw: bytes, path: Path, size: int) -> Header:
 
 
 def _metadata(value: Any) -> dict[str, str]:
+    if value is None:  # what mx.save_safetensors writes when it is given none
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError("has a __metadata__ that is not a table of strings")
     return value

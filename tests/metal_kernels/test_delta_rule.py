@@ -5,7 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from mlx_qwen35.metal_kernels.delta_rule import gated_delta, gated_delta_chunked, gated_delta_stepwise, unit_lower_inverse
+from mlx_qwen35.metal_kernels.delta_rule import (
+    gated_delta,
+    gated_delta_chunked,
+    gated_delta_stepwise,
+    unit_lower_inverse,
+)
 
 # Float32 sums in another order: measured up to 4e-7 of the largest value, ten times that is allowed.
 TOLERANCE = 4e-6
