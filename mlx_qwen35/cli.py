@@ -1,0 +1,235 @@
+"""The command `mlx-qwen35`: parse, call one function, turn errors into one line and an exit status.
+
+Every import of what is heavy stands inside the function that needs it, so that `--help` and `models` start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_qwen35 import __version__
+from mlx_qwen35.errors import UserError
+from mlx_qwen35.terminal.arguments import (
+    Parser,
+    UsageError,
+    add_answer_options,
+    add_model_options,
+    between,
+    sampling_of,
+)
+from mlx_qwen35.terminal.safe_text import safe
+
+if TYPE_CHECKING:
+    from mlx_qwen35.runtime import ChatRequest, Runtime
+
+FOUND_WRONG, DEFECT, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
+MAX_TOOLS_BYTES = 16 << 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0, or 2 for what the user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    # A letter that the terminal cannot write must not end an answer.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="replace")
+    try:
+        args = make_parser().parse_args(arguments)
+        args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        return _fail(str(error), FOUND_WRONG, debug)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left; the interpreter would complain once more when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
+    except Exception as error:
+        advice = "" if debug else "; this is a defect, run again with --debug"
+        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())}{advice}", DEFECT, debug)
+    return 0
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(safe(f"mlx-qwen35: {message}"), file=sys.stderr)
+    return status
+
+
+def make_parser() -> Parser:
+    """The whole grammar."""
+    parser = Parser(
+        prog="mlx-qwen35",
+        description="The Qwen3.5 family on Apple Silicon: chat, convert, embed.",
+        epilog="Example: mlx-qwen35 chat 4b",
+    )
+    parser.add_argument("--version", action="version", version=f"mlx-qwen35 {__version__}")
+    parser.set_defaults(run=lambda args: parser.print_help())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    def add(name: str, run: Any, help: str, example: str) -> Parser:
+        command = commands.add_parser(name, help=help, description=help, epilog=f"Example: mlx-qwen35 {example}")
+        command.add_argument("--debug", action="store_true", help="show where an error comes from")
+        command.set_defaults(run=run)
+        return command
+
+    chat = add("chat", run_chat, "Talk with a model.", "chat 35b-a3b --think")
+    chat.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)"
+    )
+    _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
+    models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
+    models.add_argument("--json", action="store_true", help="for machines")
+    _add_convert(add("convert", run_convert, "Convert a checkpoint to MLX, quantized.", "convert 4b --bits 4"))
+    _add_app(add("app", run_app, "Chat in the browser.", "app 4b"))
+    for name in ("chat", "generate", "app"):
+        add_model_options(commands.choices[name])
+    for name in ("chat", "generate"):
+        add_answer_options(commands.choices[name])
+    return parser
+
+
+def _add_generate(parser: Parser) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the question; - or nothing reads stdin")
+    parser.add_argument("--model", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)")
+    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of the tools it may call")
+    parser.add_argument("--json", action="store_true", help="one JSON object with content, reasoning, usage and more")
+
+
+def _add_convert(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SRC", help="folder, hub name or short name")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (./NAME-4bit)")
+    parser.add_argument("--bits", type=int, default=4, metavar="N", help="bits of a weight (4)")
+    parser.add_argument("--group-size", type=int, default=64, metavar="N", help="weights that share a scale (64)")
+
+
+def _add_app(parser: Parser) -> None:
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
+    parser.add_argument("--port", type=between(int, 0, 65535), metavar="N", help="port (the first free from 7860)")
+    parser.add_argument("--browser", action=argparse.BooleanOptionalAction, help="open the page, or not")
+
+
+def run_chat(args: argparse.Namespace) -> None:
+    """Talk at a terminal; where stdin is none, answer all of it as one question."""
+    from mlx_qwen35.terminal.conversation import Conversation, Settings
+
+    settings = Settings(
+        args.system or "", args.think, args.preset, sampling_of(args), args.max_tokens, args.seed, tuple(args.stop)
+    )
+    if not sys.stdin.isatty():
+        _answer_once(args, _question(None), args.model)
+        return
+    runtime = _load(args, args.model)
+    from mlx_qwen35.terminal.chat import Chat
+
+    Chat(runtime, Conversation(settings), args.debug).run()
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """Answer one question and leave."""
+    if args.prompt in (None, "-") and sys.stdin.isatty():
+        raise UsageError('generate needs a prompt: mlx-qwen35 generate "your question", or pipe one in.')
+    _answer_once(args, _question(args.prompt), args.model)
+
+
+def run_models(args: argparse.Namespace) -> None:
+    from mlx_qwen35.terminal.models_table import print_models
+
+    print_models(args.json)
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from mlx_qwen35.terminal.converting import convert_visibly
+
+    convert_visibly(args.source, args.out, args.bits, args.group_size)
+
+
+def run_app(args: argparse.Namespace) -> None:
+    from mlx_qwen35.app import serve
+
+    serve(
+        args.model,
+        host=args.host,
+        port=args.port,
+        open_browser=sys.platform == "darwin" if args.browser is None else args.browser,
+        force=args.force,
+        offline=args.offline,
+        **({} if args.context is None else {"context": args.context}),
+    )
+
+
+def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> None:
+    tools = _tools(getattr(args, "tools", None))
+    runtime = _load(args, name)
+    from mlx_qwen35.runtime import ChatRequest
+    from mlx_qwen35.terminal.once import answer_as_json, answer_plainly
+
+    system = [{"role": "system", "content": args.system}] if args.system else []
+    request: ChatRequest = ChatRequest(
+        [*system, {"role": "user", "content": question}],
+        tools=tools,
+        enable_thinking=args.think,
+        preset=args.preset,
+        sampling=sampling_of(args),
+        max_tokens=args.max_tokens,
+        stop=tuple(args.stop),
+        seed=args.seed,
+    )
+    if getattr(args, "json", False):
+        answer_as_json(runtime, request)
+    else:
+        answer_plainly(runtime, request)
+
+
+def _load(args: argparse.Namespace, name: str | None) -> Runtime:
+    from mlx_qwen35.terminal.loading import chosen_model, load_runtime
+
+    if args.debug:
+        from mlx_qwen35.blas import advice
+
+        if line := advice():
+            print(line, file=sys.stderr)
+    return load_runtime(chosen_model(name), context=args.context, force=args.force, offline=args.offline)
+
+
+def _question(prompt: str | None) -> str:
+    """The prompt, or all of stdin for None and -."""
+    if prompt in (None, "-"):
+        try:
+            prompt = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError:
+            raise UserError("stdin is not UTF-8 text.") from None
+    if not prompt or not prompt.strip():
+        raise UserError("The prompt is empty; give a question.")
+    return prompt
+
+
+def _tools(path: Path | None) -> list[dict[str, Any]] | None:
+    if path is None:
+        return None
+    from mlx_qwen35.chat.messages import normalise_tools
+
+    try:
+        if path.stat().st_size > MAX_TOOLS_BYTES:
+            raise UserError(f"{path} is too large for a list of tools.")
+        tools = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {(error.strerror or str(error)).lower()}.") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not JSON; a list of tools is needed.") from None
+    return normalise_tools(tools)

@@ -1,0 +1,141 @@
+"""The terminal chat: read, answer, repeat, until its user leaves."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+from mlx_qwen35 import __version__
+from mlx_qwen35.errors import UserError
+from mlx_qwen35.hub.names import DEMO
+from mlx_qwen35.runtime import Runtime
+from mlx_qwen35.terminal import commands
+from mlx_qwen35.terminal.answering import Answer, EventPump
+from mlx_qwen35.terminal.commands import ChatState
+from mlx_qwen35.terminal.conversation import Conversation
+from mlx_qwen35.terminal.loading import demo_notice
+from mlx_qwen35.terminal.prompt import LinePrompt, Prompt, TerminalPrompt, keys_unseen
+from mlx_qwen35.terminal.safe_text import one_line, safe
+from mlx_qwen35.terminal.views import PlainView, RichView, View, make_console
+
+FAREWELL_SECONDS = 2.0  # for an answer that was stopped to let go of the model
+
+
+class Chat:
+    """One conversation between a person at a terminal and a loaded model."""
+
+    def __init__(self, runtime: Runtime, conversation: Conversation, debug: bool = False) -> None:
+        self._console = make_console()
+        self._prompt: Prompt = TerminalPrompt(commands.completions) if sys.stdout.isatty() else LinePrompt()
+        self._state = ChatState(runtime, conversation, self.say)
+        self._debug = debug
+        self._pump: EventPump | None = None
+
+    def run(self) -> None:
+        # As an exception it lets prompt_toolkit give the terminal back in its ordinary state.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        self._banner()
+        interrupted = False
+        while not self._state.leaving:
+            try:
+                entry = self._prompt.read()
+            except KeyboardInterrupt:
+                if interrupted:
+                    break
+                interrupted = True
+                self.say("(Ctrl-C again, or Ctrl-D, leaves)")
+                continue
+            interrupted = False
+            if entry is None:
+                break
+            if entry.strip():
+                self._obey(entry)
+        if self._pump:
+            self._pump.join(FAREWELL_SECONDS)
+
+    def say(self, text: str) -> None:
+        """Print for the person: beside the answer, never into it."""
+        _say(self._console, text)
+
+    def _banner(self) -> None:
+        runtime, state = self._state.runtime, self._state
+        thinking = "on" if runtime.thinks(state.request()) else "off"
+        name = one_line(runtime.name, 120)
+        self.say(f"mlx-qwen35 {__version__} · {name} · thinking {thinking} · /help for commands, Ctrl-D leaves")
+        if runtime.name.strip().lower() == DEMO:
+            self.say(demo_notice())
+        for note in runtime.notes:
+            self.say(one_line(note))
+
+    def _obey(self, entry: str) -> None:
+        """Run a command or answer a question; what goes wrong costs one line, not the conversation."""
+        try:
+            if commands.is_command(entry):
+                commands.run(self._state, entry)
+            else:
+                self._ask(entry)
+        except UserError as error:
+            self._complain(str(error))
+        except KeyboardInterrupt:
+            self.say("(stopped)")
+        except Exception as error:
+            self._complain(f"{type(error).__name__}: {error}. This is a defect; --debug shows more.")
+
+    def _ask(self, question: str) -> None:
+        answer = Answer()
+        pump = self._pump = EventPump(commands.events_of(self._state, question))
+        view: View = RichView(self._console, self._state.show_thinking) if self._console else PlainView()
+        with keys_unseen(), _stops_on_interrupt(pump):
+            try:
+                for event in pump:
+                    if event is None:
+                        view.tick(answer)
+                    else:
+                        answer.take(event)
+                        view.show(event, answer)
+            finally:
+                view.finish(answer)
+                self._keep(question, answer)
+        self._remark(answer)
+
+    def _keep(self, question: str, answer: Answer) -> None:
+        """What was said stays in the conversation, also when it was stopped or failed half-way."""
+        if answer.begun:
+            self._state.conversation.add(question, answer.message())
+        self._state.count(answer)
+
+    def _remark(self, answer: Answer) -> None:
+        if answer.reason == "length":
+            self.say(f"(cut off after {answer.usage.completion_tokens:,} tokens)")
+        elif answer.reason == "cancelled":
+            kept = "what is here stays in the conversation" if answer.begun else "the question is not kept"
+            self.say(f"(stopped; {kept})")
+
+    def _complain(self, line: str) -> None:
+        if self._debug:
+            traceback.print_exc()
+        _say(self._console, f"mlx-qwen35: {line}", "red")
+
+
+@contextmanager
+def _stops_on_interrupt(pump: EventPump) -> Iterator[None]:
+    """Let Ctrl-C stop the answer and nothing else."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: pump.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _say(console: Console | None, text: str, style: str = "dim") -> None:
+    if console:
+        console.print(Text(safe(text), style=style), soft_wrap=False)
+    else:
+        # The answer alone goes to stdout, unless a person looks at both.
+        print(safe(text), file=sys.stdout if sys.stdout.isatty() else sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""Which model a command runs on, and loading it with something to look at meanwhile."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from mlx_qwen35.hub import catalog
+from mlx_qwen35.hub.machine import this_machine
+from mlx_qwen35.hub.memory import best_for
+from mlx_qwen35.hub.names import DEMO
+
+if TYPE_CHECKING:
+    from mlx_qwen35.runtime import Runtime
+
+BAR_AFTER_SECONDS = 0.5
+
+
+def chosen_model(name: str | None) -> str:
+    """The model named, else the one used last, else the bundled demo."""
+    return name or catalog.last_used() or DEMO
+
+
+def load_runtime(name: str, *, context: int | None = None, force: bool = False, offline: bool = False) -> Runtime:
+    """Load a model, with a bar on stderr where that is a terminal, and remember it as the last used."""
+    from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime
+
+    bar = LoadingBar(f"Loading {name}")
+    try:
+        runtime = Runtime.load(
+            name,
+            context=USUAL_CONTEXT if context is None else context,
+            force=force,
+            offline=offline,
+            progress=bar,
+        )
+    except KeyboardInterrupt:
+        bar.stop_loading()
+        raise
+    finally:
+        bar.close()
+    catalog.remember_last(name)
+    return runtime
+
+
+class LoadingBar:
+    """Called with bytes done and bytes in all. What is loaded at once shows no bar."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._started = title, time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+        self._stopped = False
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._stopped:
+            raise KeyboardInterrupt
+        if self._bar is None:
+            if time.monotonic() - self._started < BAR_AFTER_SECONDS or not sys.stderr.isatty():
+                return
+            self._bar = _rich_bar()
+            self._task = self._bar.add_task(self._title, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+    def stop_loading(self) -> None:
+        """End the work that reports here at its next report, on whatever thread it runs."""
+        self._stopped = True
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def demo_notice() -> str:
+    """What the demo is, and the real checkpoint to take instead on this machine."""
+    return (
+        "This is the bundled demo: a demonstration and a test bed, not a language model to rely on.\n"
+        f"{real_checkpoint()}"
+    )
+
+
+def real_checkpoint() -> str:
+    """One line: the checkpoint of the family that suits this machine, and the command that gets it."""
+    best = best_for(this_machine().budget)
+    if best is None:
+        return "No checkpoint of the family fits the memory that is free here; mlx-qwen35 models lists them."
+    entry, bits = best
+    if bits == 16:
+        return f"A real one that fits this machine: mlx-qwen35 chat {entry.short}"
+    return (
+        f"A real one that fits this machine at {bits} bits: mlx-qwen35 convert {entry.short} --bits {bits}, "
+        f"then mlx-qwen35 chat {entry.name}-{bits}bit"
+    )
+
+
+def _rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress
+
+    columns = (BarColumn(), DownloadColumn())
+    return Progress("{task.description}", *columns, console=Console(stderr=True), transient=True)
