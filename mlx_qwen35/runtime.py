@@ -151,9 +151,13 @@ class Runtime:
         def tokens() -> Iterator[int | PrefillProgress]:
             # The sampler is made on the MLX thread, which owns its random key.
             sampler = Sampler(sampling, self.tokenizer.vocab_size, request.seed, request.logit_bias)
-            yield from _with_progress(lambda report: generate(self._model, ids, sampler, max_tokens, report))
+            yield from generate(self._model, ids, sampler, max_tokens, self._report)
 
         return self._events(answer, tokens)
+
+    def _report(self, done: int, total: int) -> None:
+        """Called by the prefill after each window. Ends it there when the request was cancelled."""
+        self._thread.emit(PrefillProgress(done, total))
 
     def _events(self, answer: _Answer, tokens: Callable[[], Iterator[int | PrefillProgress]]) -> Iterator[Event]:
         text = self.tokenizer.stream()
@@ -231,17 +235,6 @@ class _Answer:
             prefill_seconds=first - self._started,
             decode_seconds=now - first,
         )
-
-
-def _with_progress(
-    make: Callable[[Callable[[int, int], None]], Iterator[int]],
-) -> Iterator[int | PrefillProgress]:
-    """Turn a prefill's progress calls into items ahead of the first token."""
-    reports: list[PrefillProgress] = []
-    for token in make(lambda done, total: reports.append(PrefillProgress(done, total))):
-        yield from reports
-        reports.clear()
-        yield token
 
 
 def check_memory(folder: Path, name: str, context: int, force: bool) -> memory.MemoryPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -10,18 +11,43 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 _END = object()
 WAITING = 64  # items a slow reader may leave waiting before the work pauses
+FAREWELL_SECONDS = 60  # for the step that runs when the program ends
+
+
+class Abandoned(Exception):
+    """Nobody waits for the running job any more."""
 
 
 class MLXThread:
     """Runs jobs one after another, in the order they came."""
 
     def __init__(self) -> None:
-        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue()
-        threading.Thread(target=self._run, name="mlx", daemon=True).start()
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._put: Callable[[Any], bool] = lambda item: False  # of the running job
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
+        self._thread.start()
+        # A daemon thread that is inside MLX when the interpreter ends brings the process down (SIGABRT).
+        atexit.register(self.close)
 
     def _run(self) -> None:
-        while True:
-            self._jobs.get()()
+        while job := self._jobs.get():
+            job()
+
+    def close(self) -> None:
+        """Give up the running job and those that wait, and wait for the running step to end."""
+        self._closing.set()
+        self._jobs.put(None)
+        self._thread.join(FAREWELL_SECONDS)
+        atexit.unregister(self.close)
+
+    def emit(self, item: Any) -> None:
+        """Hand out `item` now, ahead of what the running job's iterator gives next. Only for that job to call.
+
+        Raises Abandoned when the job was given up, so that long work between two items can end.
+        """
+        if not self._put((item, None)):
+            raise Abandoned
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the thread and return what it returns, or raise what it raises."""
@@ -36,7 +62,7 @@ class MLXThread:
         abandoned = threading.Event()
 
         def put(item: Any) -> bool:
-            while not abandoned.is_set():
+            while not (abandoned.is_set() or self._closing.is_set()):
                 try:
                     items.put(item, timeout=0.1)
                     return True
@@ -45,10 +71,13 @@ class MLXThread:
             return False
 
         def job() -> None:
+            self._put = put
             try:
                 # A request that was given up while it waited must not start.
-                if not abandoned.is_set() and all(put((item, None)) for item in make()):
+                if not (abandoned.is_set() or self._closing.is_set()) and all(put((item, None)) for item in make()):
                     put((_END, None))
+            except Abandoned:
+                return
             except BaseException as error:
                 put((_END, error))
 
