@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def wait_for_bytes(hub: Hub, count: int) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_download_resumes_where_it_was(fake: FakeHub, hub: Hub, how: signal.Signals) -> None:
-    fake.faults[BIG] = Fault(delay=0.1, times=1)
+    fake.faults[BIG] = Fault(hold=threading.Event(), times=1)
     process = start(hub)
     wait_for_bytes(hub, 50_000)
     os.kill(process.pid, how)
@@ -57,12 +58,16 @@ def test_a_killed_download_resumes_where_it_was(fake: FakeHub, hub: Hub, how: si
 
 
 def test_two_processes_fetch_each_file_once_between_them(fake: FakeHub, hub: Hub) -> None:
-    fake.faults[BIG] = Fault(delay=0.05)
+    both = threading.Event()
+    fake.faults[BIG] = Fault(hold=both)
     first = start(hub)
     wait_for_bytes(hub, 1)
     second = start(hub)
+    assert second.stderr is not None
+    while "Another process is fetching" not in (line := second.stderr.readline()):
+        assert line, "the second process ended without waiting"
+    both.set()
     answers = [process.communicate(timeout=120) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], answers
     assert answers[0][0] == answers[1][0] != ""
-    assert "Another process is fetching" in answers[1][1]
     assert fake.sent(BIG) == len(repository()[BIG])

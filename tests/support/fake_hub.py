@@ -7,7 +7,6 @@ ranges (/<id>/resolve/<commit>/<path>).
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +22,7 @@ class Fault:
 
     cut: close after this many body bytes. flip: invert the byte at this offset of the file. status: answer that.
     length: add this to Content-Length. ignore_range: send everything. shift: send a range this much later.
-    delay: seconds between pieces of 16 KiB. redirect: send to this address instead.
+    hold: wait for this before the last 16 KiB. redirect: send to this address instead.
     """
 
     cut: int | None = None
@@ -33,7 +32,7 @@ class Fault:
     length: int = 0
     ignore_range: bool = False
     shift: int = 0
-    delay: float = 0.0
+    hold: threading.Event | None = None
     etag: str | None = None
     redirect: str | None = None
     times: int = 1_000_000
@@ -170,9 +169,11 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             body = body if fault.cut is None else body[: fault.cut]
             try:
                 for at in range(0, len(body), 16384):
-                    self.wfile.write(body[at : at + 16384])
-                    request.sent += len(body[at : at + 16384])
-                    time.sleep(fault.delay)
+                    piece = body[at : at + 16384]
+                    if fault.hold is not None and at + 16384 >= len(body):
+                        fault.hold.wait(60)
+                    request.sent += len(piece)  # before it is sent, so that no one who has it all counts less
+                    self.wfile.write(piece)
             except OSError:  # the client is gone
                 self.close_connection = True
             if fault.cut is not None or fault.length:
