@@ -77,6 +77,9 @@ def download(
         return _Download(connection, repo, listing, retry, bar, progress).run(revision)
     except OSError as error:
         raise disk_error(error, hub.cache) from error
+    except KeyboardInterrupt:
+        bar.note("Stopped. What has arrived is kept; the next run continues from there.")
+        raise
     finally:
         bar.close()
 

@@ -57,11 +57,13 @@ class Meter:
 
 
 class Bar:
-    """The default: lines and, on a terminal, a bar, all on stderr so that stdout stays clean."""
+    """The default: a bar on a terminal, else a line for every tenth; on stderr, so that stdout stays clean."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
+        self._tenths = 0
+        self._closed = False
 
     def note(self, line: str) -> None:
         if self._bar is not None:
@@ -70,7 +72,13 @@ class Bar:
             print(line, file=sys.stderr, flush=True)
 
     def __call__(self, progress: Progress) -> None:
+        if self._closed:
+            return  # a worker that has not yet noticed the end
         if not sys.stderr.isatty():
+            tenths = 10 * progress.done // max(1, progress.total)
+            if tenths > self._tenths:
+                self._tenths = tenths
+                self.note(f"{progress.name}: {gigabytes(progress.done)} of {gigabytes(progress.total)}")
             return
         if self._bar is None:
             self._bar = _rich_bar()
@@ -79,6 +87,7 @@ class Bar:
         self._bar.update(self._task, completed=progress.done, total=progress.total)
 
     def close(self) -> None:
+        self._closed = True
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
