@@ -136,7 +136,7 @@ def _choices(schema: Mapping[str, Any]) -> tuple[Any, ...]:
 def _named_kinds(names: Any) -> frozenset[str]:
     """The kinds that `type` names; none when any of the names is unknown, since then anything may come."""
     names = names if isinstance(names, list) else [names]
-    kinds = [ALIASES.get(str(name).lower(), str(name).lower()) for name in names]
+    kinds = [ALIASES.get(name.lower(), name.lower()) if isinstance(name, str) else "" for name in names]
     return frozenset(kinds) if all(kind in KINDS for kind in kinds) else frozenset()
 
 
