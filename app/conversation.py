@@ -149,9 +149,15 @@ Turn = Question | Answer
 
 
 def messages_of(turns: Sequence[Turn], system: str = "") -> list[Message]:
-    """The conversation as the runtime takes it: reasoning apart from content, nothing made for display."""
-    first = [{"role": "system", "content": system}] if system.strip() else []
-    return first + [message for turn in turns for message in turn.messages()]
+    """The conversation as the runtime takes it: reasoning apart from content, nothing made for display.
+
+    A question that could not be answered is left out, else what was wrong with it would fail every later one.
+    """
+    messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
+    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+        if not (isinstance(following, Answer) and following.error and not following.messages()):
+            messages += turn.messages()
+    return messages
 
 
 def blocks_of(turns: Sequence[Turn]) -> list[Block]:

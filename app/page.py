@@ -5,6 +5,7 @@ Import it through `server.make_app`, which switches Gradio's telemetry off first
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -37,8 +38,8 @@ DEMO_NOTE = (
     "machine, then start `mlx-qwen35 app 4b`."
 )
 STYLE = """
-#numbers, #status { font-size: var(--text-sm); color: var(--body-text-color-subdued); min-height: 1.4em; }
-#numbers { align-self: center; }
+#numbers *, #status * { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
+#numbers { align-self: center; flex: 1 1 16em; }
 #thinking { flex: 0 0 8.5em; min-width: 8.5em; }
 """
 
@@ -140,6 +141,10 @@ def respond(
                 yield _values(turns)
     except UserError as error:
         answer.stop(str(error))
+    except Exception:
+        # A defect of this program: Gradio would cover the page with a bare "Error".
+        traceback.print_exc()
+        answer.stop("The program failed at this; its terminal shows where. The conversation goes on without it.")
     finally:
         answer.stop()
     yield at_rest(turns)

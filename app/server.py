@@ -1,28 +1,22 @@
 """Starts the chat page and keeps it running. Decides where it listens; knows nothing of what the page shows.
 
-Gradio is imported only once the options are sound, and only after its telemetry is switched off.
+Gradio is imported inside the functions, since it is an extra, and after its telemetry is switched off.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
-import threading
 import webbrowser
-from typing import TYPE_CHECKING
 
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.hub.catalog import last_used, remember_last
 from mlx_qwen35.hub.names import DEMO
 from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime
 
-if TYPE_CHECKING:
-    import uvicorn
-    from starlette.types import ASGIApp
-
 FIRST_PORT, PORTS_TRIED = 7860, 20
-GRACE = 1  # seconds that open streams get at the end; the page's heartbeat would keep them open for ever
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -43,54 +37,24 @@ def serve(
     Raises UserError: no gradio here, a host beyond loopback, a port in use, or what `Runtime.load` raises.
     """
     _require_gradio()
-    listener = bind(host, port)
-    with listener:
+    from mlx_qwen35.app.web import Server, make_app
+
+    with bind(host, port) as listener:
         name = model or last_used() or DEMO
         runtime = Runtime.load(name, context=context, force=force, offline=offline)
         remember_last(name)
         for note in runtime.notes:
             print(f"mlx-qwen35: {note}", file=sys.stderr)
-        server = make_server(make_app(runtime))
-        announce = threading.Thread(target=_announce, args=(server, url_of(listener), name, open_browser), daemon=True)
-        announce.start()
-        try:
-            server.run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn hands on the interrupt that ended it
-            return
 
+        def ready() -> None:
+            url = url_of(listener)
+            print(f"mlx-qwen35: {name} answers at {url} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+            if open_browser and _has_display():
+                webbrowser.open(url)
 
-def make_app(runtime: Runtime) -> ASGIApp:
-    """The page over `runtime` as an ASGI application, behind its guard."""
-    _require_gradio()
-    import gradio
-    from fastapi import FastAPI
-
-    from mlx_qwen35.app.guard import LoopbackGuard
-    from mlx_qwen35.app.page import STYLE, build, theme
-
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    gradio.mount_gradio_app(
-        app,
-        build(runtime),
-        path="/",
-        theme=theme(),
-        css=STYLE,
-        footer_links=[],
-        run_history=False,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
-        show_error=False,  # what people should read, the page says itself
-        ssr_mode=False,
-        max_file_size=1,  # the page takes no files
-        enable_monitoring=False,
-    )
-    return LoopbackGuard(app)
-
-
-def make_server(app: ASGIApp) -> uvicorn.Server:
-    """A server that leaves within a second of being told to."""
-    import uvicorn
-
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
+        # uvicorn hands on the interrupt that ended it.
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(make_app(runtime), ready).run(sockets=[listener])
 
 
 def bind(host: str, port: int | None) -> socket.socket:
@@ -138,16 +102,6 @@ def _require_gradio() -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise ConfigError("The app needs Gradio, which is not installed: pip install 'mlx-qwen35[app]'.") from None
-
-
-def _announce(server: uvicorn.Server, url: str, name: str, open_browser: bool) -> None:
-    while not server.started:
-        if server.should_exit:
-            return
-        threading.Event().wait(0.05)
-    print(f"mlx-qwen35: {name} answers at {url} (Ctrl-C stops it)", file=sys.stderr, flush=True)
-    if open_browser and _has_display():
-        webbrowser.open(url)
 
 
 def _has_display() -> bool:

@@ -1,0 +1,60 @@
+"""The page as a web application behind its guard, and the server that runs it.
+
+Imports Gradio: `server.serve` switches its telemetry off first. Knows nothing of addresses or of loading models.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+import gradio
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from mlx_qwen35.app.guard import LoopbackGuard
+from mlx_qwen35.app.page import STYLE, build, theme
+from mlx_qwen35.runtime import Runtime
+
+GRACE = 1  # seconds that open streams get at the end; a page's heartbeat would keep its own open for ever
+
+
+def make_app(runtime: Runtime) -> ASGIApp:
+    """The page over `runtime` as an ASGI application, to be served at the root of a loopback address."""
+    # FastAPI's own documentation pages load scripts from elsewhere.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    gradio.mount_gradio_app(
+        app,
+        build(runtime),
+        path="/",
+        theme=theme(),
+        css=STYLE,
+        footer_links=[],
+        run_history=False,
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        show_error=False,  # what people should read, the page says itself
+        ssr_mode=False,
+        max_file_size=1,  # the page takes no files
+        enable_monitoring=False,
+    )
+    return LoopbackGuard(app)
+
+
+class Server(uvicorn.Server):
+    """Calls `ready` when it answers, and leaves within seconds of being told to. For `run(sockets=[...])`."""
+
+    def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Open pages keep streams open; that these are cut at the end is no error worth a traceback.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)

@@ -1,0 +1,67 @@
+"""The app running for real: on a tiny random checkpoint in this process, and on the demo in one of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from gradio_client import Client
+
+from mlx_qwen35.app.server import bind, url_of
+from mlx_qwen35.app.web import Server, make_app
+from mlx_qwen35.chat.events import Event
+from mlx_qwen35.runtime import ChatRequest, Runtime
+from tests.support.tiny_chat import write_tiny_chat
+
+Blocks = list[Mapping[str, Any]]
+
+
+@dataclass
+class RunningApp:
+    """url: of the page   requests: what the page asked of the runtime, oldest first"""
+
+    url: str
+    runtime: Runtime
+    requests: list[ChatRequest] = field(default_factory=list)
+
+    def client(self) -> Client:
+        """A browser tab, as far as the server can tell."""
+        return Client(self.url, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
+    """On a checkpoint that answers nonsense for longer than any test may take, thinking or not as asked."""
+    runtime = Runtime.load(str(write_tiny_chat(tmp_path_factory.mktemp("app") / "tiny")))
+    chat = runtime.chat
+    tags = [token for tag in ("<think>", "</think>", "<tool_call>") for token in runtime.tokenizer.encode(tag)]
+    never = dict.fromkeys([*runtime.tokenizer.stop_ids, *tags], -100.0)
+
+    def recorded(request: ChatRequest) -> Iterator[Event]:
+        app.requests.append(request)
+        return chat(replace(request, logit_bias=never))
+
+    listener = bind("127.0.0.1", 0)
+    app = RunningApp(url_of(listener), runtime)
+    runtime.chat = recorded
+    ready = threading.Event()
+    server = Server(make_app(runtime), ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    assert ready.wait(60)
+    yield app
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+def texts(blocks: Blocks, role: str = "assistant", title: str | None = None) -> list[str]:
+    """What the blocks of one role show, either the folded ones of a title or those that are not folded."""
+    return [
+        "".join(part["text"] for part in block["content"])
+        for block in blocks
+        if block["role"] == role and (block["metadata"] or {}).get("title") == title
+    ]
