@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
@@ -22,23 +23,28 @@ class MLXThread:
     """Runs jobs one after another, in the order they came."""
 
     def __init__(self) -> None:
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._jobs: queue.Queue[Callable[[], object]] = queue.Queue()
         self._put: Callable[[Any], bool] = lambda item: False  # of the running job
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
-        self._thread.start()
-        # A daemon thread that is inside MLX when the interpreter ends brings the process down (SIGABRT).
+        threading.Thread(target=self._run, name="mlx", daemon=True).start()
+        # A thread that is inside MLX, or leaves it, while the interpreter ends brings the process down (SIGABRT).
         atexit.register(self.close)
 
     def _run(self) -> None:
-        while job := self._jobs.get():
-            job()
+        while True:
+            self._jobs.get()()
 
     def close(self) -> None:
-        """Give up the running job and those that wait, and wait for the running step to end."""
+        """Give up the running job and those that wait; return when the thread is at rest.
+
+        The thread itself stays, since MLX's thread-local objects take the interpreter's lock when they are destroyed.
+        """
         self._closing.set()
-        self._jobs.put(None)
-        self._thread.join(FAREWELL_SECONDS)
+        at_rest, for_ever = threading.Event(), threading.Lock()
+        for_ever.acquire()
+        self._jobs.put(lambda: (at_rest.set(), for_ever.acquire()))
+        if at_rest.wait(FAREWELL_SECONDS):
+            time.sleep(0.02)  # from the event to the lock is a step that nothing else can tell of
         atexit.unregister(self.close)
 
     def emit(self, item: Any) -> None:
