@@ -34,14 +34,11 @@ from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.generate import generate
 from mlx_qwen35.generation.mlx_thread import MLXThread
-from mlx_qwen35.generation.sampling import Sampler, check_sampling
-from mlx_qwen35.hub import memory
-from mlx_qwen35.hub.download import ensure_local
+from mlx_qwen35.generation.sampling import Sampler, check_sampling, prepare_sampling
 from mlx_qwen35.hub.family import FAMILY
-from mlx_qwen35.hub.headers import read_checkpoint
 from mlx_qwen35.hub.jsonfile import read_json
-from mlx_qwen35.models import off_metal
 from mlx_qwen35.models.config import ModelConfig
+from mlx_qwen35.models.fit import fetch_if_it_fits
 from mlx_qwen35.models.weights import LoadedModel, Progress, load_model
 from mlx_qwen35.options import GREEDY, Sampling
 
@@ -100,10 +97,14 @@ class Runtime:
         context: tokens that the memory plan counts   force: load even what does not fit
         Raises UserError: one line that says what is wrong and what to do.
         """
-        folder = ensure_local(name, offline=offline)
-        check_memory(folder, name, context, force)
+        folder = fetch_if_it_fits(name, context, force, offline)
         thread = MLXThread()
-        return cls(folder, thread.call(lambda: load_model(folder, progress)), thread, name)
+
+        def load() -> LoadedModel:
+            prepare_sampling()
+            return load_model(folder, progress)
+
+        return cls(folder, thread.call(load), thread, name)
 
     def sampling(self, request: ChatRequest) -> Sampling:
         """The numbers that would shape the answer to `request`. RequestError for unknown names and values."""
@@ -202,8 +203,10 @@ class _Answer:
 
     def feed(self, text: str) -> Iterator[ParsedEvent]:
         events = self._parser.feed(text)
-        if any(isinstance(e, Reasoning) for e in events):
-            self._reasoning_tokens = self._tokens
+        for i, event in enumerate(events):
+            if isinstance(event, Reasoning):
+                self._reasoning_tokens = self._tokens
+                events[i] = replace(event, tokens=self._tokens)
         return self._cut(events)
 
     def finish(self, text: str) -> Iterator[ParsedEvent]:
@@ -235,24 +238,6 @@ class _Answer:
             prefill_seconds=first - self._started,
             decode_seconds=now - first,
         )
-
-
-def check_memory(folder: Path, name: str, context: int, force: bool) -> memory.MemoryPlan:
-    """Refuse a checkpoint that does not fit this machine, before a byte of it is read."""
-    import mlx.core as mx
-
-    tensors = read_checkpoint(folder).tensors
-    on_metal = mx.metal.is_available()
-    plan = memory.plan_memory(
-        read_json(folder / "config.json"),
-        weight_bytes=memory.weights_as_loaded(tensors) if on_metal else off_metal.planned_bytes(tensors),
-        context=context,
-        kv_bits=16 if on_metal else 32,
-        activation_bytes=2 if on_metal else 4,
-        title=name,
-    )
-    memory.check(plan, force)
-    return plan
 
 
 def released_size(config: ModelConfig) -> str | None:

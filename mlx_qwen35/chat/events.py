@@ -10,9 +10,10 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True)
 class Reasoning:
-    """A piece of the think block, without its tags."""
+    """A piece of the think block, without its tags. tokens: of the think block so far, where they are counted."""
 
     text: str
+    tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

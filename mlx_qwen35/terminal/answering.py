@@ -31,7 +31,7 @@ class Answer:
     started: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     thought_seconds: float = 0.0
-    reasoning_pieces: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def begun(self) -> bool:
@@ -45,7 +45,7 @@ class Answer:
         self.first_token = self.first_token or now
         if isinstance(event, Reasoning):
             self.reasoning.append(event.text)
-            self.reasoning_pieces += 1
+            self.reasoning_tokens = event.tokens
             self.thought_seconds = now - self.first_token
         elif isinstance(event, Content):
             self.content.append(event.text)
@@ -66,8 +66,7 @@ class Answer:
 
     def thought(self) -> str:
         """One line in place of the reasoning."""
-        # Until the end only pieces are known; one token makes one piece, or none.
-        tokens = self.usage.reasoning_tokens or self.reasoning_pieces
+        tokens = self.reasoning_tokens
         return f"thought for {self.thought_seconds:.1f} s, {tokens:,} token{'' if tokens == 1 else 's'}"
 
 

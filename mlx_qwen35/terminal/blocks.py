@@ -21,7 +21,7 @@ class MarkdownBlocks:
         self._lines: list[str] = []  # complete lines of the open block
         self._partial: list[str] = []  # pieces of the line that has no end yet
         self._fence = ""
-        self._blank = False  # the last complete line was blank, outside a fence
+        self._blank = False  # the last complete line was blank, outside a fence; a block may end here
 
     @property
     def tail(self) -> str:
@@ -45,12 +45,17 @@ class MarkdownBlocks:
     def feed(self, text: str) -> list[str]:
         """Take a piece of text; return the blocks it finished."""
         *ended, rest = text.split("\n")
-        if not ended:
+        blocks = []
+        for line in ended:
+            if self._partial:
+                line = "".join(self._partial) + line
+                self._partial = []
+            blocks += self._begin(line)
+            self._end(line)
+        if rest:
+            blocks += [] if self._partial else self._begin(rest)
             self._partial.append(rest)
-            return []
-        ended[0] = "".join(self._partial) + ended[0]
-        self._partial = [rest]
-        return [block for line in ended for block in self._line(line)]
+        return blocks
 
     def finish(self) -> str:
         """The last block; afterwards nothing is left."""
@@ -58,15 +63,17 @@ class MarkdownBlocks:
         self.__init__()
         return tail
 
-    def _line(self, line: str) -> list[str]:
-        finished = []
-        if self._blank and not self._fence and line and not line[0].isspace():
-            finished.append("".join(self._lines))
-            self._lines = []
+    def _begin(self, line: str) -> list[str]:
+        """The block that is finished, now that a line begins like this."""
+        if not (self._blank and line and not line[0].isspace()):
+            return []
+        finished, self._lines, self._blank = "".join(self._lines), [], False
+        return [finished]
+
+    def _end(self, line: str) -> None:
         self._lines.append(line + "\n")
         self._follow_fence(line)
         self._blank = not line.strip() and not self._fence
-        return finished
 
     def _follow_fence(self, line: str) -> None:
         found = _FENCE.match(line)

@@ -19,6 +19,11 @@ def write_tiny_chat(folder: Path, case: str = "dense", context: int = CONTEXT) -
     write_checkpoint(case, folder)
     shutil.copy(TEMPLATE, folder / "chat_template.jinja")
     config = json.loads((folder / "config.json").read_text())
-    config.get("text_config", config)["max_position_embeddings"] = context
+    text = config.get("text_config", config)
+    text["max_position_embeddings"] = context
+    # Without a token that ends an answer, tests know how long one is: until its limit, or until it is stopped.
+    del text["eos_token_id"]
     (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(tokenizer.replace("<|im_end|>", "<|end|>").replace("<|endoftext|>", "<|e|>"))
     return folder

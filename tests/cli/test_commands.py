@@ -1,0 +1,143 @@
+"""generate, models, convert and chat through a pipe: the answer on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+LIGHT = ("mlx", "mlx_lm", "gradio", "transformers", "torch", "tokenizers", "prompt_toolkit")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["models"], ["--version"]])
+def test_what_needs_no_model_loads_no_library_for_one(arguments: list[str], clean_environment: dict[str, str]) -> None:
+    check = (
+        "import sys; from mlx_qwen35.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        f"print(*[name for name in {LIGHT!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, env=clean_environment)
+    assert done.returncode == 0
+    assert done.stderr.strip() == ""
+    assert done.stdout
+
+
+def test_help_shows_an_example_for_every_command(run: Run) -> None:
+    for command in ("chat", "generate", "models", "convert", "app"):
+        done = run(command, "--help")
+        assert done.returncode == 0
+        assert f"Example: mlx-qwen35 {command}" in done.stdout
+
+
+def test_generate_puts_the_answer_on_stdout_and_the_reasoning_on_stderr(run: Run, tiny_chat: Path) -> None:
+    options = ["--model", str(tiny_chat), "--max-tokens", "12", "--seed", "1"]
+    plain = run("generate", "Hello", "--no-think", *options)
+    assert plain.returncode == 0
+    assert plain.stdout.strip()
+    assert plain.stderr == "(cut off after 12 tokens)\n"
+    thinking = run("generate", "Hello", "--think", *options)
+    assert thinking.stdout == ""
+    assert len(thinking.stderr.splitlines()) >= 2
+
+
+def test_the_same_seed_gives_the_same_answer_from_argument_and_stdin(run: Run, tiny_chat: Path) -> None:
+    options = ["--model", str(tiny_chat), "--max-tokens", "12", "--seed", "7", "--no-think"]
+    assert run("generate", "Hello", *options).stdout == run("generate", "-", *options, stdin="Hello").stdout
+
+
+def test_json_is_one_object_that_says_everything(run: Run, tiny_chat: Path) -> None:
+    done = run(
+        "generate", "Hello", "--model", str(tiny_chat), "--json", "--max-tokens", "9", "--temperature", "0", "--think"
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"content", "reasoning", "tool_calls", "finish_reason", "usage", "model", "sampling"}
+    assert answer["finish_reason"] == "length"
+    assert answer["reasoning"]
+    assert answer["content"] == ""
+    assert answer["usage"]["completion_tokens"] == 9
+    assert answer["sampling"]["temperature"] == 0
+
+
+def test_a_piped_question_is_answered_once(run: Run, tiny_chat: Path) -> None:
+    done = run("chat", str(tiny_chat), "--max-tokens", "8", "--no-think", stdin="one\ntwo\n")
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    assert "\x1b" not in done.stdout + done.stderr
+    assert ">" not in done.stderr
+
+
+def test_the_last_model_is_taken_again(run: Run, tiny_chat: Path) -> None:
+    options = ["--json", "--max-tokens", "2"]
+    run("generate", "Hello", "--model", str(tiny_chat), *options)
+    assert json.loads(run("generate", "Hello", *options).stdout)["model"] == str(tiny_chat)
+
+
+def test_models_lists_the_family_for_people_and_machines(run: Run) -> None:
+    done = run("models")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:9]] == [
+        "0.8b", "2b", "4b", "9b", "27b", "35b-a3b", "122b-a10b", "397b-a17b",
+    ]  # fmt: skip
+    listed = json.loads(run("models", "--json").stdout)
+    by_name = {model["name"]: model for model in listed["models"]}
+    assert by_name["27b"]["bytes"]["4"] < by_name["27b"]["bytes"]["8"] < by_name["27b"]["bytes"]["16"]
+    assert all(model["downloaded"] is None for model in listed["models"])
+
+
+def test_models_says_what_is_downloaded(run: Run, clean_environment: dict[str, str], tiny_chat: Path) -> None:
+    hub = Path(clean_environment["HF_HOME"]) / "hub" / "models--someone--Tiny"
+    commit = "0" * 39 + "1"
+    (hub / "snapshots").mkdir(parents=True)
+    (hub / "snapshots" / commit).symlink_to(tiny_chat)
+    assert "someone/Tiny" in run("models").stdout
+
+
+def test_convert_says_where_and_the_result_chats(run: Run, tiny_chat: Path, tmp_path: Path) -> None:
+    done = run("convert", str(tiny_chat), "--out", str(tmp_path / "out"), "--bits", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "out")
+    answer = run("generate", "Hello", "--model", str(tmp_path / "out"), "--max-tokens", "4", "--no-think")
+    assert answer.returncode == 0
+    assert answer.stdout.strip()
+
+
+def test_a_reader_that_leaves_is_no_error(clean_environment: dict[str, str], tiny_chat: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_qwen35", "generate", "Hello", "--model", str(tiny_chat), "--no-think"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert os.read(process.stdout.fileno(), 10)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""
+
+
+def test_an_interrupt_ends_generate_with_130_and_no_traceback(
+    clean_environment: dict[str, str], tiny_chat: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_qwen35", "generate", "Hello", "--model", str(tiny_chat), "--no-think"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert os.read(process.stdout.fileno(), 10)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert complaint.strip() == b""
