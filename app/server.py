@@ -41,6 +41,7 @@ def serve(
 
     with bind(host, port) as listener:
         name = model or last_used() or DEMO
+        print(f"mlx-qwen35: loading {name}", file=sys.stderr, flush=True)
         runtime = Runtime.load(name, context=context, force=force, offline=offline)
         remember_last(name)
         for note in runtime.notes:
