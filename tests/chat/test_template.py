@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,10 +76,11 @@ def test_an_open_think_block_is_seen_and_not_mistaken(name: str) -> None:
     assert not template.opens_thinking(template.render(messages, add_generation_prompt=False))
 
 
-@pytest.mark.parametrize("option", ["chat_template", "documents", "eos_token", "namespace", "self"])
+@pytest.mark.parametrize("option", ["chat_template", "documents", "eos_token", "namespace", "self", "messages"])
 def test_a_request_cannot_replace_what_is_not_its_own(option: str) -> None:
-    with pytest.raises((RequestError, TypeError), match=option):
-        COMPILED["tests"].render([user("Hi")], **{option: "{{ 1 }}"})
+    options: dict[str, Any] = {option: "{{ 1 }}"}
+    with pytest.raises(RequestError, match=option):
+        COMPILED["tests"].render([user("Hi")], **options)
 
 
 def test_an_option_is_a_plain_value() -> None:
@@ -124,3 +126,33 @@ def test_a_folder_without_a_usable_template_is_one_line(tmp_path: Path, file: st
     with pytest.raises(CheckpointError) as refusal:
         ChatTemplate.from_folder(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+LANGUAGE = [
+    "  {% if 1 %}\n  a\n  {% endif %}\n\n{{ 'x' }}\n",  # trim_blocks and lstrip_blocks
+    "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 5 %}{% break %}{% endif %}{{ i }}"
+    "{% endfor %}",
+    "{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}{{ x is defined }}",
+    "{{ messages|tojson(indent=2) }}",
+    "{{ messages|tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}",
+    "{{ strftime_now('%Y-%m') }}",
+    "{{ [1, 2.0, none, true, 'a', {'b': (1, 2)}] }}{{ 1 ~ none ~ [1] ~ '<' }}{{ '<'|tojson|safe ~ '&' }}",
+    "{{ 'abc'[1:] }}{{ [1, 2, 3][::-1] }}{{ messages[0]['content'][:2] }}{{ 'a' * 3 }}{{ [0] * 2 + [1] }}",
+    "{{ 7 // 2 }}{{ 7 / 2 }}{{ 7 % 4 }}{{ 2 ** 10 }}{{ -3 * 2 }}{{ 'b' in ['a', 'b'] }}{{ 1 < 2 < 3 }}",
+    "{{ ['b', 'a']|sort|join(', ') }}{{ messages|map(attribute='role')|list }}{{ [1, 1]|unique|list|length }}",
+    "{{ messages|selectattr('role', 'equalto', 'user')|list|length }}{{ ' a '|trim }}{{ 'aab'|replace('a', 'x', 1) }}",
+    "{% set ns = namespace(a=1) %}{% for i in range(3) %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}",
+    "{% macro m(a, b='x') %}[{{ a }}{{ b }}{{ caller() if caller else '' }}]{% endmacro %}"
+    "{{ m(1) }}{% call m(2) %}c{% endcall %}",
+    "{% set x %}a{{ 1 }}{% endset %}{{ x|upper }}{% filter upper %}b{% endfilter %}{{ missing }}{{ no is defined }}",
+    "{{ dict(a=1)|tojson }}{{ {'a': 1}.items()|list }}{{ {'a': 2}.get('a') }}",
+    "{{ 'a,b'.split(',') }}{{ '-'.join(['a', 'b']) }}{{ 'aba'.replace('a', 'c') }}{{ 'x'.startswith('x') }}",
+    "{% for a, b in [(1, 2), (3, 4)] recursive %}{{ loop.index }}{{ a }}{{ loop([]) }}{% else %}e{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", LANGUAGE)
+def test_the_language_is_transformers(source: str) -> None:
+    messages = [user("Häl<lo>"), user("b")]
+    expected = utils.render_jinja_template([messages], chat_template=source, add_generation_prompt=True)[0][0]
+    assert ChatTemplate(source).render(messages) == expected
