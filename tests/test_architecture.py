@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each layer may import itself and what stands before it.
 LAYERS = [
-    "errors options",
+    "errors options blas",
     "hub chat",
     "metal_kernels caches",
     "models",
@@ -21,7 +21,7 @@ LAYERS = [
     "terminal app",
     "cli",
 ]
-WITHOUT_MLX = ("hub", "chat", "errors", "options")
+WITHOUT_MLX = ("hub", "chat", "errors", "options", "blas")
 NEVER = {"torch", "cv2", "transformers", "convert", "app", "metal_kernels"}
 
 

@@ -10,9 +10,8 @@ from mlx_qwen35.caches.delta_state import DeltaState
 from mlx_qwen35.caches.kv import KVCache
 from mlx_qwen35.errors import CheckpointError, RequestError
 from mlx_qwen35.generation.sampling import Sampler
+from mlx_qwen35.hub.memory import prefill_window
 from mlx_qwen35.models.model import Model
-
-PREFILL_WINDOW = 1024  # tokens a window; larger ones gain little and hold more memory
 
 Progress = Callable[[int, int], None]  # prompt tokens done, in all
 
@@ -71,11 +70,12 @@ def prefill(
     """Run `prompt` through the network window by window; return the last position's logits, [V]."""
     ids = mx.array(list(prompt))[None]
     total = ids.shape[1]
+    window = prefill_window(model.config.num_heads, total)
     hidden = None
-    for start in range(0, total, PREFILL_WINDOW):
-        hidden = model.hidden_states(ids[:, start : start + PREFILL_WINDOW], cache)
+    for start in range(0, total, window):
+        hidden = model.hidden_states(ids[:, start : start + window], cache)
         mx.eval(hidden, [c.state for c in cache])
         if progress:
-            progress(min(start + PREFILL_WINDOW, total), total)
+            progress(min(start + window, total), total)
     assert hidden is not None
     return model.logits(hidden[:, -1])[0]

@@ -73,6 +73,11 @@ class Sampler:
         return logprobs
 
 
+def prepare_sampling() -> None:
+    """Import mlx-lm, which takes seconds: while the weights load, not at the first token."""
+    import mlx_lm.sample_utils  # noqa: F401
+
+
 def check_sampling(s: Sampling) -> None:
     """Refuse values outside their range; RequestError names the option."""
     ranges = {

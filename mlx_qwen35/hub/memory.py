@@ -15,12 +15,25 @@ from mlx_qwen35.hub.machine import GIB, Machine, this_machine
 
 VISION_PREFIXES = ("model.visual.", "visual.", "vision_tower.", "model.vision_tower.")
 MTP_PREFIXES = ("mtp.", "model.mtp.", "language_model.mtp.")
-MAX_WINDOW = 2048
+MAX_WINDOW = 1024  # tokens; larger prefill windows gain little and hold more memory
 MAX_SCORE_BYTES = GIB
 DEFAULT_CONTEXT = 32_768
 # Live arrays of one chunked DeltaNet layer, in units of [window, value heads, head size] float32: 213 to
 # 237 MB at 1,024 tokens, 32 heads of 128 were measured.
 DELTA_ARRAYS = 14
+
+
+def score_bytes(heads: int, window: int, context: int) -> int:
+    """Of one layer's float32 attention scores [heads, window, context], which MLX holds for heads of 256."""
+    return 4 * heads * window * context
+
+
+def prefill_window(heads: int, context: int) -> int:
+    """Tokens in one prefill window: `MAX_WINDOW`, halved until one layer's scores stay within `MAX_SCORE_BYTES`."""
+    window = MAX_WINDOW
+    while window > 64 and score_bytes(heads, window, context) > MAX_SCORE_BYTES:
+        window //= 2
+    return window
 
 
 @dataclass(frozen=True)
@@ -90,18 +103,8 @@ class TextSizes:
         return activation_bytes * self.linear_layers * self.conv_rows * self.conv_dim
 
     def prefill_window(self, context: int) -> int:
-        """Tokens in one prefill window: at most 2,048, halved until one layer's scores stay within 1 GiB.
-
-        MLX has no fused prefill attention for heads of 256 by default: it holds float32 scores of
-        [heads, window, context].
-        """
-        window = MAX_WINDOW
-        while window > 64 and self.score_bytes(window, context) > MAX_SCORE_BYTES:
-            window //= 2
-        return min(window, context)
-
-    def score_bytes(self, window: int, context: int) -> int:
-        return 4 * self.heads * window * context
+        """Tokens in one prefill window of a prompt of `context` tokens."""
+        return min(prefill_window(self.heads, context), context)
 
     def workspace_bytes(self, window: int, context: int, batch: int = 1, activation_bytes: int = 2) -> int:
         """The largest live activations of one layer in prefill, the residual stream, and one row of logits."""
@@ -109,7 +112,7 @@ class TextSizes:
             activation_bytes * (2 * self.conv_dim) + 4 * DELTA_ARRAYS * self.value_heads * self.value_width
         )
         attention = activation_bytes * window * self.head_dim * (4 * self.heads + 2 * self.kv_heads)
-        attention += self.score_bytes(window, context)
+        attention += score_bytes(self.heads, window, context)
         feed_forward = activation_bytes * window * 3 * self.feed_forward
         residual = activation_bytes * window * 3 * self.hidden
         logits = batch * self.vocabulary * (4 + activation_bytes)

@@ -39,7 +39,7 @@ def test_greedy_tokens_are_transformers_tokens(model: Model) -> None:
 def test_windows_do_not_change_the_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = recorded("moe")["tokens"][:100].tolist()
     whole = list(generate(model, prompt, greedy(), 10))
-    monkeypatch.setattr(module, "PREFILL_WINDOW", 33)
+    monkeypatch.setattr(module, "prefill_window", lambda heads, context: 33)
     steps: list[tuple[int, int]] = []
     assert list(generate(model, prompt, greedy(), 10, lambda *step: steps.append(step))) == whole
     assert steps == [(33, 100), (66, 100), (99, 100), (100, 100)]

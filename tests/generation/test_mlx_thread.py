@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -70,3 +72,23 @@ def test_an_abandoned_reader_does_not_let_the_work_run_ahead() -> None:
     time.sleep(0.05)
     assert len(seen) < 100
     stream.close()
+
+
+def test_leaving_while_an_answer_runs_ends_quietly() -> None:
+    """MLX's threads outliving the interpreter end in std::terminate, and exit status 134."""
+    program = """
+import mlx.core as mx
+from mlx_qwen35.generation.mlx_thread import MLXThread
+
+def endless():
+    while True:
+        x = mx.ones((64, 64)) @ mx.ones((64, 64))
+        mx.eval(x)
+        yield 1
+
+threads = [MLXThread() for _ in range(3)]
+streams = [t.stream(endless) for t in threads]
+print([next(s) for s in streams])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

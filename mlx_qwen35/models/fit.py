@@ -1,0 +1,66 @@
+"""Whether a checkpoint fits this machine, found out before its weights are downloaded or read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen35.hub.download import cached_snapshot, ensure_local
+from mlx_qwen35.hub.headers import TensorEntry, read_checkpoint
+from mlx_qwen35.hub.http import Hub
+from mlx_qwen35.hub.jsonfile import read_json
+from mlx_qwen35.hub.machine import Machine, this_machine
+from mlx_qwen35.hub.memory import MemoryPlan, check, plan_memory, weights_as_loaded
+from mlx_qwen35.hub.names import resolve
+from mlx_qwen35.hub.remote import remote_headers
+from mlx_qwen35.models import off_metal
+from mlx_qwen35.models.config import read_config
+
+
+def fetch_if_it_fits(name: str, context: int, force: bool = False, offline: bool = False) -> Path:
+    """The folder of a checkpoint given by folder, hub id or short name; downloaded if need be, and if it fits.
+
+    context: tokens the plan counts   Raises MemoryPlanError with a table and a suggestion, unless `force`.
+    """
+    located = resolve(name)
+    hub = Hub.from_environment(offline)
+    if located.path is None and not hub.offline and cached_snapshot(located.hub_id, hub=hub) is None:
+        remote = remote_headers(located.hub_id, hub=hub)
+        check(plan_checkpoint(remote.config, remote.tensors, context, name), force)
+    folder = ensure_local(name, offline=offline)
+    check(plan_folder(folder, context, name), force)
+    return folder
+
+
+def plan_folder(folder: Path, context: int, title: str) -> MemoryPlan:
+    """The plan of a checkpoint on disk, from its headers."""
+    read_config(folder)  # what is no Qwen3.5 config is refused by its own line first
+    config = read_json(folder / "config.json")
+    return plan_checkpoint(config, read_checkpoint(folder).tensors, context, title)
+
+
+def plan_checkpoint(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], context: int, title: str
+) -> MemoryPlan:
+    """Weights as this machine would hold them, one sequence of `context` tokens, and workspace."""
+    on_metal = mx.metal.is_available()
+    return plan_memory(
+        config,
+        weight_bytes=weights_as_loaded(tensors) if on_metal else off_metal.planned_bytes(tensors),
+        context=context,
+        kv_bits=16 if on_metal else 32,
+        activation_bytes=2 if on_metal else 4,
+        machine=machine(),
+        title=title,
+    )
+
+
+def machine() -> Machine:
+    """This machine, with what MLX says the GPU may use."""
+    if not mx.metal.is_available():
+        return this_machine()
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return this_machine(recommended if isinstance(recommended, int) else None)
