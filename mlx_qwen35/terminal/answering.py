@@ -19,6 +19,11 @@ TICK_SECONDS = 1 / 15
 _END = object()
 
 
+def counted(count: int, what: str) -> str:
+    """1 token, 1,200 tokens."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 @dataclass
 class Answer:
     """What has arrived so far. `reason` stays "cancelled" until the answer ends by itself."""
@@ -66,8 +71,11 @@ class Answer:
 
     def thought(self) -> str:
         """One line in place of the reasoning."""
-        tokens = self.reasoning_tokens
-        return f"thought for {self.thought_seconds:.1f} s, {tokens:,} token{'' if tokens == 1 else 's'}"
+        return f"thought for {self.thought_seconds:.1f} s, {counted(self.reasoning_tokens, 'token')}"
+
+    def cut_off(self) -> str:
+        """What to say when the answer ended at its limit."""
+        return f"(cut off after {counted(self.usage.completion_tokens, 'token')})"
 
 
 class EventPump:

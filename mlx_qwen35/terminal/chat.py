@@ -112,7 +112,7 @@ class Chat:
 
     def _remark(self, answer: Answer) -> None:
         if answer.reason == "length":
-            self.say(f"(cut off after {answer.usage.completion_tokens:,} tokens)")
+            self.say(answer.cut_off())
         elif answer.reason == "cancelled":
             kept = "what is here stays in the conversation" if answer.begun else "the question is not kept"
             self.say(f"(stopped; {kept})")

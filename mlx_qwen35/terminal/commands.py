@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.events import Usage
 from mlx_qwen35.errors import UserError
-from mlx_qwen35.terminal.answering import Answer
+from mlx_qwen35.terminal.answering import Answer, counted
 from mlx_qwen35.terminal.conversation import Conversation
 from mlx_qwen35.terminal.safe_text import safe
 
@@ -156,7 +156,7 @@ def _stats(state: ChatState, argument: str) -> None:
         state.say(f"last answer: {_speeds(state.last.usage)}")
         used = state.last.usage.prompt_tokens + state.last.usage.completion_tokens
         state.say(f"context: {used:,} of {state.runtime.config.max_context:,} tokens")
-    state.say(f"{state.answers} answer{'' if state.answers == 1 else 's'}: {_speeds(state.total)}")
+    state.say(f"{counted(state.answers, 'answer')}: {_speeds(state.total)}")
 
 
 def _help(state: ChatState, argument: str) -> None:
@@ -195,8 +195,7 @@ def _path(argument: str, command: str) -> Path:
 
 
 def _count(state: ChatState) -> str:
-    count = len(state.conversation.messages)
-    return f"{count} message{'' if count == 1 else 's'}"
+    return counted(len(state.conversation.messages), "message")
 
 
 def _sampling(state: ChatState) -> str:

@@ -23,7 +23,7 @@ def answer_plainly(runtime: Runtime, request: ChatRequest) -> None:
     finally:
         view.finish(answer)
     if answer.reason == "length":
-        print(f"(cut off after {answer.usage.completion_tokens:,} tokens)", file=sys.stderr)
+        print(answer.cut_off(), file=sys.stderr)
 
 
 def answer_as_json(runtime: Runtime, request: ChatRequest) -> None:
