@@ -8,7 +8,7 @@ than what was already paid for, and no loop runs without being counted. Knows no
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, ValuesView
 from typing import Any
 
 from markupsafe import Markup
@@ -23,6 +23,10 @@ BASE_STEPS = 1_000_000
 MAX_SECONDS = 5.0
 # Python refuses to print integers of more than 4,300 digits (14,300 bits) anyway.
 MAX_INTEGER_BITS = 16_384
+
+
+# A dictionary's views count too: they print what they show.
+CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 
 
 class LimitError(Exception):
@@ -86,7 +90,7 @@ def size(value: Any, limit: int) -> int:
             elif isinstance(item, Mapping):
                 total += 2 * OBJECT_COST * len(item)
                 waiting.extend((item.keys(), item.values()))
-            elif isinstance(item, (list, tuple, set, frozenset)):
+            elif isinstance(item, CONTAINERS):
                 total += OBJECT_COST * len(item)
                 waiting.append(item)
             if total > limit:

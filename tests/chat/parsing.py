@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+
 from mlx_qwen35.chat.events import (
     Content,
     Malformed,
@@ -18,6 +20,8 @@ from mlx_qwen35.chat.events import (
 from mlx_qwen35.chat.parser import OutputParser
 from tests.chat.conversations import tool
 
+# A busy machine is no failure: hypothesis' own limits on time are off.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TOOLS = [
     tool("get_weather", city={"type": "string"}, days={"type": "integer"}, where={"type": "object"}, any={}),
     tool("write_file", path={"type": "string"}, content={"type": "string"}),

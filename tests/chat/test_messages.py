@@ -13,6 +13,7 @@ from mlx_qwen35.chat.messages import arguments_mapping, normalise_messages, norm
 from mlx_qwen35.chat.template import ChatTemplate
 from mlx_qwen35.errors import RequestError
 from tests.chat.conversations import PRESENT, WEATHER, assistant, result, system, user
+from tests.chat.parsing import PATIENT
 
 COMPILED = [ChatTemplate(source) for source in PRESENT.values()]
 
@@ -156,6 +157,7 @@ MESSAGE = st.recursive(
 )
 
 
+@PATIENT
 @given(st.lists(st.fixed_dictionaries({"role": WORDS | JSON, "content": MESSAGE}) | MESSAGE, max_size=4))
 def test_any_json_is_rendered_or_refused_in_one_line(messages: list[Any]) -> None:
     before = copy.deepcopy(messages)

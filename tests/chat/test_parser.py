@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_qwen35.chat.parser import OutputParser
 from tests.chat.conversations import tool
-from tests.chat.parsing import TOOLS, Counted, calls, content, parse, plain, reasoning, rebuilt, skeleton
+from tests.chat.parsing import PATIENT, TOOLS, Counted, calls, content, parse, plain, reasoning, rebuilt, skeleton
 
 CALL = (
     "<tool_call>\n<function=get_weather>\n<parameter=city>\nOs\n\n</parameter>\nlo\n</parameter>\n"
@@ -103,7 +103,7 @@ def cut(text: str, cuts: list[int]) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise(places)]
 
 
-@settings(max_examples=300)
+@settings(PATIENT, max_examples=300)
 @given(soup=SOUP, cuts=CUTS, in_reasoning=st.booleans())
 def test_tag_soup_is_never_lost_and_never_raises(soup: list[str], cuts: list[int], in_reasoning: bool) -> None:
     output = "".join(soup)

@@ -25,6 +25,8 @@ HUGE = {
     "doubled by a filter": GROW.replace("STEP", "{% set ns.x = ns.x|replace('a', 'aa') %}"),
     "doubled list": GROW.replace("STEP", "{% set ns.x = [ns.x, ns.x] %}"),
     "doubled dict": GROW.replace("STEP", "{% set ns.x = {'a': ns.x, 'b': ns.x} %}"),
+    "doubled views": GROW.replace("STEP", "{% set ns.x = {'a': [ns.x, ns.x]}.items() %}"),
+    "doubled values": GROW.replace("STEP", "{% set ns.x = [{'a': ns.x}.values(), {'b': ns.x}.values()] %}"),
     "squared": GROW.replace("STEP", "{% set ns.x = (ns.x|length if loop.first else ns.x) * 12345678 %}") * 100,
     "power": "{{ 2 ** 1000000000 }}",
     "characters": "{{ ('a' * 30000000)|list|length }}",

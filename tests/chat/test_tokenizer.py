@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.errors import CheckpointError
+from tests.chat.parsing import PATIENT
 from tests.support import real_tokenizer
 
 SAMPLES = [
@@ -108,11 +109,13 @@ def library() -> Raw:
     return raw
 
 
+@PATIENT
 @given(ids=st.lists(st.integers(0, 248077), max_size=30))
 def test_real_streaming_equals_the_library(real: Tokenizer, library: Raw, ids: list[int]) -> None:
     assert "".join(streamed(real, ids)) == library.decode(ids, skip_special_tokens=False) == real.decode(ids)
 
 
+@PATIENT
 @given(data=st.binary(max_size=40))
 def test_any_bytes_stream_as_they_decode(byte_level: Tokenizer, data: bytes) -> None:
     table = {byte_level.token_bytes(token): token for token in range(256)}
@@ -120,6 +123,7 @@ def test_any_bytes_stream_as_they_decode(byte_level: Tokenizer, data: bytes) -> 
     assert "".join(streamed(byte_level, ids)) == data.decode("utf-8", "replace") == byte_level.decode(ids)
 
 
+@PATIENT
 @given(text=st.text(max_size=30))
 def test_streaming_never_shows_half_a_character(byte_level: Tokenizer, text: str) -> None:
     shown = ""

@@ -14,7 +14,7 @@ from mlx_qwen35.chat.messages import normalise_messages
 from mlx_qwen35.chat.parser import OutputParser
 from mlx_qwen35.chat.template import ChatTemplate
 from tests.chat.conversations import PRESENT, assistant, tool, user
-from tests.chat.parsing import TOOLS, calls, content, parse, reasoning
+from tests.chat.parsing import PATIENT, TOOLS, calls, content, parse, reasoning
 
 HEAD = "<tool_call>\n<function=get_weather>\n<parameter=city>\n"
 
@@ -213,7 +213,7 @@ COMPILED = {name: ChatTemplate(source) for name, source in PRESENT.items()}
 
 
 @pytest.mark.parametrize("name", list(PRESENT))
-@settings(max_examples=150)
+@settings(PATIENT, max_examples=150)
 @given(
     told=st.lists(st.tuples(st.just("f"), ARGUMENTS) | st.just(("g", {})), min_size=1, max_size=3),
     text=PROSE,
