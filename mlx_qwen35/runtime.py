@@ -34,7 +34,7 @@ from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.generate import generate
 from mlx_qwen35.generation.mlx_thread import MLXThread
-from mlx_qwen35.generation.sampling import Sampler, check_sampling, prepare_sampling
+from mlx_qwen35.generation.sampling import Sampler, check_sampling
 from mlx_qwen35.hub.family import FAMILY
 from mlx_qwen35.hub.jsonfile import read_json
 from mlx_qwen35.models.config import ModelConfig
@@ -99,12 +99,7 @@ class Runtime:
         """
         folder = fetch_if_it_fits(name, context, force, offline)
         thread = MLXThread()
-
-        def load() -> LoadedModel:
-            prepare_sampling()
-            return load_model(folder, progress)
-
-        return cls(folder, thread.call(load), thread, name)
+        return cls(folder, thread.call(lambda: load_model(folder, progress)), thread, name)
 
     def sampling(self, request: ChatRequest) -> Sampling:
         """The numbers that would shape the answer to `request`. RequestError for unknown names and values."""
@@ -241,10 +236,10 @@ class _Answer:
 
 
 def released_size(config: ModelConfig) -> str | None:
-    """The short name of the released size with these dimensions, for its own sampling values; None if none has."""
+    """The name by which `chat.presets` knows the released size with these dimensions; None if none has them."""
     for entry in FAMILY.values():
         if (entry.hidden, entry.layers, entry.heads) == (config.hidden_size, len(config.layer_types), config.num_heads):
-            return entry.short
+            return f"3.6-{entry.short}" if config.later_release else entry.short
     return None
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.events import Content, Event, Finished, PrefillProgress, Reasoning, ToolCallEnd
 from mlx_qwen35.chat.parser import OutputParser
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.errors import MemoryPlanError, RequestError
+from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.options import GREEDY
 from mlx_qwen35.runtime import ChatRequest, Runtime, Usage, _Answer, released_size
 from tests.support.tiny_chat import write_tiny_chat
@@ -114,6 +116,9 @@ def test_a_model_too_large_for_this_machine_is_refused_before_it_is_read(tmp_pat
 
 def test_released_sizes_are_recognised(runtime: Runtime) -> None:
     assert released_size(runtime.config) is None
+    a3b = {**runtime.config.__dict__, "hidden_size": 2048, "layer_types": ("linear_attention",) * 40, "num_heads": 16}
+    assert released_size(ModelConfig(**a3b)) == "35b-a3b"
+    assert released_size(ModelConfig(**{**a3b, "later_release": True})) in presets.BY_SIZE
 
 
 CALL = "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"

@@ -73,7 +73,7 @@ class ModelConfig:
     tie_embeddings: bool
     mtp_layers: int
     quantization: Quantization | None
-    eos_token_ids: tuple[int, ...]
+    later_release: bool  # Qwen3.6 and after, whose configs name the output gate; the network is the same
     notes: tuple[str, ...] = ()  # what was found and not used, for people to read
 
 
@@ -186,7 +186,7 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
         tie_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
         mtp_layers=reader.integer("mtp_num_hidden_layers", 0, least=0),
         quantization=_quantization(config, text, where),
-        eos_token_ids=_token_ids(text.get("eos_token_id", config.get("eos_token_id"))),
+        later_release="output_gate_type" in text,
     )
     if result.mtp_layers > 1:
         raise ConfigError(f"{where}: mtp_num_hidden_layers is {result.mtp_layers}; one MTP layer is implemented.")
@@ -285,11 +285,6 @@ def _quantization(config: dict[str, Any], text: dict[str, Any], where: str) -> Q
     reader = _Reader(values, f"{where}: quantization")
     per_module = {k: v for k, v in values.items() if isinstance(v, (dict, bool))}
     return Quantization(reader.integer("bits"), reader.integer("group_size"), mode, per_module)
-
-
-def _token_ids(value: Any) -> tuple[int, ...]:
-    ids = value if isinstance(value, list) else [value]
-    return tuple(i for i in ids if type(i) is int)
 
 
 def _divides(where: str, small_key: str, small: int, large_key: str, large: int) -> None:
