@@ -5,8 +5,12 @@ The filters and penalties are mlx-lm's; this is the one module that imports them
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -45,37 +49,43 @@ class Sampler:
         return mx.random.categorical(self._filtered(logits), key=key)[0]
 
     def _penalised(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
-        from mlx_lm.sample_utils import make_frequency_penalty, make_presence_penalty, make_repetition_penalty
-
-        s = self.sampling
+        s, lm = self.sampling, _sample_utils()
         if s.repetition_penalty != 1.0:
             everything = mx.concatenate([prompt, answer])
-            logits = make_repetition_penalty(s.repetition_penalty, WHOLE)(everything, logits)
+            logits = lm.make_repetition_penalty(s.repetition_penalty, WHOLE)(everything, logits)
         if s.presence_penalty and answer.size:
-            logits = make_presence_penalty(s.presence_penalty, WHOLE)(answer, logits)
+            logits = lm.make_presence_penalty(s.presence_penalty, WHOLE)(answer, logits)
         if s.frequency_penalty and answer.size:
-            logits = make_frequency_penalty(s.frequency_penalty, WHOLE)(answer, logits)
+            logits = lm.make_frequency_penalty(s.frequency_penalty, WHOLE)(answer, logits)
         return logits
 
     def _filtered(self, logits: mx.array) -> mx.array:
         """Log-probabilities at the temperature, with what the filters exclude at -inf."""
-        from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
-
-        s = self.sampling
+        s, lm = self.sampling, _sample_utils()
         logits = logits / s.temperature
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if 0 < s.top_k < self.known_tokens:
-            logprobs = apply_top_k(logprobs, s.top_k)
+            logprobs = lm.apply_top_k(logprobs, s.top_k)
         if 0 < s.top_p < 1:
-            logprobs = apply_top_p(logprobs, s.top_p)
+            logprobs = lm.apply_top_p(logprobs, s.top_p)
         if s.min_p > 0:
-            logprobs = apply_min_p(logprobs, s.min_p)
+            logprobs = lm.apply_min_p(logprobs, s.min_p)
         return logprobs
 
 
-def prepare_sampling() -> None:
-    """Import mlx-lm, which takes seconds: while the weights load, not at the first token."""
-    import mlx_lm.sample_utils  # noqa: F401
+@functools.cache
+def _sample_utils() -> Any:
+    """mlx-lm's module by itself. Importing its package would import transformers, which takes seconds."""
+    package = importlib.util.find_spec("mlx_lm")
+    assert package is not None
+    assert package.submodule_search_locations
+    path = Path(package.submodule_search_locations[0]) / "sample_utils.py"
+    spec = importlib.util.spec_from_file_location("mlx_lm.sample_utils", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def check_sampling(s: Sampling) -> None:
