@@ -39,7 +39,7 @@ DEMO_NOTE = (
     "It knows a little about this project, small sums and tool calls. {real}"
 )
 STYLE = """
-#numbers *, #status * { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
+#numbers *, #status * { font-size: var(--text-sm); }
 #numbers { align-self: center; flex: 1 1 16em; }
 #thinking { flex: 0 0 8.5em; min-width: 8.5em; }
 """

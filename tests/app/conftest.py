@@ -49,12 +49,12 @@ def tiny_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     runtime.chat = recorded
     ready = threading.Event()
     server = Server(make_app(runtime), ready.set)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     assert ready.wait(60)
     yield app
     server.should_exit = True
-    thread.join()
+    thread.join(10)
     listener.close()
 
 

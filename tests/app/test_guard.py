@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
 
 from mlx_qwen35.app.guard import is_loopback
-from mlx_qwen35.app.server import bind
+from mlx_qwen35.app.server import bind, serve
 from mlx_qwen35.errors import ConfigError
 from tests.app.conftest import RunningApp
 
@@ -108,3 +109,9 @@ def test_a_port_in_use_is_named() -> None:
             bind("localhost", port)
     with pytest.raises(ConfigError, match="Port 70000"):
         bind("localhost", 70000)
+
+
+def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not there
+    with pytest.raises(ConfigError, match=re.escape("pip install 'mlx-qwen35[app]'")):
+        serve("demo", port=0, open_browser=False)

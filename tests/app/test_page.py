@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from gradio_client import Client
 from gradio_client.client import Job
+from gradio_client.utils import Status
 
 from mlx_qwen35.chat.presets import FAMILY as PRESETS
 from mlx_qwen35.runtime import ChatRequest
@@ -15,7 +16,10 @@ from tests.app.conftest import Blocks, RunningApp, texts
 
 ENDLESS = "Say something"  # 32,768 tokens of it, unless stopped
 AUTOMATIC = ""
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")  # Gradio's own use of pandas
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio"),  # Gradio's own use of pandas
+    pytest.mark.timeout(90),  # what is not stopped runs for minutes
+]
 
 
 def ask(client: Client, question: str = ENDLESS, system: str = "", thinking: bool = False, preset: str = "") -> Job:
@@ -79,6 +83,20 @@ def test_two_tabs_take_turns_and_see_nothing_of_each_other(tiny_app: RunningApp)
     until(running)
     blocks = until(waiting)
     assert texts(blocks, role="user") == ["Yours"]
+
+
+def test_a_question_that_waits_its_turn_can_be_withdrawn(tiny_app: RunningApp) -> None:
+    first, second = tiny_app.client(), tiny_app.client()
+    running = ask(first, "Mine")
+    repaints = watched(running)
+    next(repaints)
+    waiting = ask(second, "Withdrawn")
+    while waiting.status().code != Status.IN_QUEUE:
+        next(repaints)
+    waiting.cancel()
+    until(running, length=200)
+    until(ask(second, "Instead"))
+    assert [request.messages[-1]["content"] for request in tiny_app.requests[-2:]] == ["Mine", "Instead"]
 
 
 def test_leaving_the_page_ends_the_model_s_work(tiny_app: RunningApp) -> None:
