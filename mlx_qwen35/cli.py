@@ -6,6 +6,7 @@ Every import of what is heavy stands inside the function that needs it, so that 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -37,11 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0, or 2 for what the user can mend."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    # A letter that the terminal cannot write must not end an answer.
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:
-            reconfigure(errors="replace")
+    _ready_streams()
     try:
         args = make_parser().parse_args(arguments)
         args.run(args)
@@ -51,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has left; the interpreter would complain once more when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # the reader has left
+        _drop_stdout()
         return BROKEN_PIPE
+    except OSError as error:  # a full disk, a missing permission
+        _drop_stdout()
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{(error.strerror or str(error)).lower()}.", FOUND_WRONG, debug)
     except Exception as error:
         advice = "" if debug else "; this is a defect, run again with --debug"
         return _fail(f"{type(error).__name__}: {' '.join(str(error).split())}{advice}", DEFECT, debug)
@@ -66,6 +66,22 @@ def _fail(message: str, status: int, debug: bool) -> int:
         traceback.print_exc()
     print(safe(f"mlx-qwen35: {message}"), file=sys.stderr)
     return status
+
+
+def _ready_streams() -> None:
+    """Streams that were closed read as empty and swallow what is written; a letter that cannot be written is a mark."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
+
+
+def _drop_stdout() -> None:
+    """The interpreter flushes stdout once more when it ends, and would complain once more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> Parser:

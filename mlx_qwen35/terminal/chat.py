@@ -103,6 +103,8 @@ class Chat:
                 view.finish(answer)
                 self._keep(question, answer)
         self._remark(answer)
+        if self._console:
+            self._console.print()
 
     def _keep(self, question: str, answer: Answer) -> None:
         """What was said stays in the conversation, also when it was stopped or failed half-way."""

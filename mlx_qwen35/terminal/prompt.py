@@ -138,14 +138,12 @@ def _history(path: Path, pastes: Pastes) -> History:
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     class PrivateHistory(FileHistory):
-        def append_string(self, string: str) -> None:
-            super().append_string(pastes.expand(string))
-
         def store_string(self, string: str) -> None:
-            if len(string) <= MAX_REMEMBERED:
+            # In memory a paste stays the line that stands for it; only this session could expand that.
+            if len(whole := pastes.expand(string)) <= MAX_REMEMBERED:
                 # A disk that is full must not end the conversation.
                 with contextlib.suppress(OSError):
-                    super().store_string(string)
+                    super().store_string(whole)
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_qwen35 import blas
+from mlx_qwen35.cli import main
 from tests.cli.conftest import Run
 
 LIGHT = ("mlx", "mlx_lm", "gradio", "transformers", "torch", "tokenizers", "prompt_toolkit")
@@ -141,3 +143,51 @@ def test_an_interrupt_ends_generate_with_130_and_no_traceback(
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130
     assert complaint.strip() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_is_one_line(clean_environment: dict[str, str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mlx_qwen35", "models"], stdout=full, stderr=subprocess.PIPE, env=clean_environment
+        )
+    assert done.returncode == 2
+    assert done.stderr == b"mlx-qwen35: no space left on device.\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams_are_no_defect(clean_environment: dict[str, str], closed: str) -> None:
+    program = f"{sys.executable} -m mlx_qwen35 generate {closed}"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, env=clean_environment, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert done.stderr in (b"", b"mlx-qwen35: The prompt is empty; give a question.\n")
+
+
+def test_a_defect_is_one_line_with_its_type(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(as_json: bool) -> None:
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr("mlx_qwen35.terminal.models_table.print_models", broken)
+    assert main(["models"]) == 1
+    assert capsys.readouterr().err == (
+        "mlx-qwen35: KeyError: 'two\\nlines'; this is a defect, run again with --debug\n"
+    )
+    assert main(["models", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fast_blas_is_found_and_named_only_when_it_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    library = tmp_path / "x86_64-linux-gnu" / "openblas-pthread" / "libopenblas.so.0"
+    assert blas.find_openblas(tmp_path) is None
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert blas.find_openblas(tmp_path) == library
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    assert blas.advice() is None
+    monkeypatch.delenv("LD_PRELOAD")
+    assert "LD_PRELOAD" in (blas.advice() or "") or "apt-get" in (blas.advice() or "")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert blas.advice() is None
