@@ -96,12 +96,21 @@ def build(runtime: Runtime) -> gr.Blocks:
             yield from respond(runtime, question, turns, system, thinking, preset)
 
         shown = [chatbot, status, conversation, question]
+        # At once, so that a question which waits for another page's answer can be withdrawn.
+        question.submit(
+            lambda: gr.Textbox(submit_btn=False, stop_btn=True),
+            outputs=question,
+            api_visibility="private",
+            queue=False,
+            show_progress="hidden",
+        )
         answering = question.submit(
             chat,
             [question, conversation, system, thinking, preset],
             shown,
             api_name="chat",
-            show_progress="hidden",
+            show_progress="minimal",
+            show_progress_on=status,  # the place in the queue
             concurrency_limit=1,  # the runtime answers one after another; the others wait in the page's queue
         )
         # Also after a stop, which closes `respond` wherever it is.
@@ -134,7 +143,7 @@ def respond(
     turns = [*turns, Question(question)]
     request = ChatRequest(messages_of(turns, system), enable_thinking=thinking, preset=preset or None)
     turns = [*turns, answer]
-    yield _values(turns, gr.Textbox(value="", submit_btn=False, stop_btn=True))
+    yield _values(turns, "")
     try:
         # A generator, so that closing it cancels.
         with closing(cast(Generator[Event, None, None], runtime.chat(request))) as events:
@@ -158,7 +167,7 @@ def at_rest(turns: Sequence[Turn]) -> tuple[Any, ...]:
 
 def _values(turns: Sequence[Turn], question: Any = None) -> tuple[Any, ...]:
     line = status_line(turns[-1]) if turns and isinstance(turns[-1], Answer) else ""
-    return blocks_of(turns), line, turns, question or gr.skip()
+    return blocks_of(turns), line, turns, gr.skip() if question is None else question
 
 
 def heading(runtime: Runtime) -> str:
