@@ -69,6 +69,7 @@ def test_interrupt_stops_the_answer_and_not_the_program(chat: Start) -> None:
     terminal.send("Talk for ever\r")
     before = len(terminal.text)
     terminal.wait_for(lambda text: len(text) > before + 40)
+    assert not terminal.echoes, "keys typed now would be written into the answer"
     terminal.interrupt()
     terminal.wait_for("stopped; what is here stays in the conversation")
     terminal.wait_for_prompt()
@@ -128,6 +129,14 @@ def test_ten_thousand_pasted_lines_arrive_whole(clean_environment: dict[str, str
         terminal.wait_for_prompt()
         assert "Traceback" not in terminal.text
         assert "cut off" in ask(terminal, "short"), "the question that was too long stayed in the conversation"
+
+
+def test_what_is_typed_during_an_answer_waits_for_the_prompt(chat: Start) -> None:
+    terminal = chat("--max-tokens", "300")
+    terminal.send("Hello\r/stats\r")
+    text = terminal.wait_for("1 answer: ")
+    assert text.index("cut off after 300 tokens") < text.index("/stats")
+    assert text.count("/stats") == 1
 
 
 def test_several_lines_can_be_typed_and_pasted(chat: Start, tmp_path: Path) -> None:
