@@ -41,8 +41,7 @@ def serve(
 
     with bind(host, port) as listener:
         name = model or last_used() or DEMO
-        print(f"mlx-qwen35: loading {name}", file=sys.stderr, flush=True)
-        runtime = Runtime.load(name, context=context, force=force, offline=offline)
+        runtime = Runtime.load(name, context=context, force=force, offline=offline, progress=_Loading(name))
         remember_last(name)
         for note in runtime.notes:
             print(f"mlx-qwen35: {note}", file=sys.stderr)
@@ -56,6 +55,18 @@ def serve(
         # uvicorn hands on the interrupt that ended it.
         with contextlib.suppress(KeyboardInterrupt):
             Server(make_app(runtime), ready).run(sockets=[listener])
+
+
+class _Loading:
+    """Says so once, as soon as weights are read: what cannot be loaded shall give its one line only."""
+
+    def __init__(self, name: str) -> None:
+        self._line = f"mlx-qwen35: loading {name}"
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._line:
+            print(self._line, file=sys.stderr, flush=True)
+            self._line = ""
 
 
 def bind(host: str, port: int | None) -> socket.socket:
