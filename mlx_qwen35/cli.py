@@ -193,8 +193,11 @@ def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> N
     tools = _tools(getattr(args, "tools", None))
     runtime = _load(args, name)
     from mlx_qwen35.runtime import ChatRequest
+    from mlx_qwen35.terminal.loading import demo_notice, is_demo
     from mlx_qwen35.terminal.once import answer_as_json, answer_plainly
 
+    if args.command == "chat" and is_demo(runtime.name):
+        print(demo_notice(), file=sys.stderr)
     system = [{"role": "system", "content": args.system}] if args.system else []
     request: ChatRequest = ChatRequest(
         [*system, {"role": "user", "content": question}],

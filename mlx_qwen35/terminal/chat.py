@@ -13,13 +13,12 @@ from rich.text import Text
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.errors import UserError
-from mlx_qwen35.hub.names import DEMO
 from mlx_qwen35.runtime import Runtime
 from mlx_qwen35.terminal import commands
 from mlx_qwen35.terminal.answering import Answer, EventPump
 from mlx_qwen35.terminal.commands import ChatState
 from mlx_qwen35.terminal.conversation import Conversation
-from mlx_qwen35.terminal.loading import demo_notice
+from mlx_qwen35.terminal.loading import demo_notice, is_demo
 from mlx_qwen35.terminal.prompt import LinePrompt, Prompt, TerminalPrompt, keys_unseen
 from mlx_qwen35.terminal.safe_text import one_line, safe
 from mlx_qwen35.terminal.views import PlainView, RichView, View, make_console
@@ -68,7 +67,7 @@ class Chat:
         thinking = "on" if runtime.thinks(state.request()) else "off"
         name = one_line(runtime.name, 120)
         self.say(f"mlx-qwen35 {__version__} · {name} · thinking {thinking} · /help for commands, Ctrl-D leaves")
-        if runtime.name.strip().lower() == DEMO:
+        if is_demo(runtime.name):
             self.say(demo_notice())
         for note in runtime.notes:
             self.say(one_line(note))

@@ -74,6 +74,11 @@ class LoadingBar:
             self._bar = None
 
 
+def is_demo(name: str) -> bool:
+    """Whether this name means the bundled demo."""
+    return name.strip().lower() == DEMO
+
+
 def demo_notice() -> str:
     """What the demo is, and the real checkpoint to take instead on this machine."""
     return (
