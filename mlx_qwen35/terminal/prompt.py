@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -53,9 +54,10 @@ class Pastes:
 
     def expand(self, entry: str) -> str:
         """The entry with every such line replaced by what it stands for."""
-        for name, text in self._texts.items():
-            entry = entry.replace(name, text)
-        return entry
+        if not self._texts:
+            return entry
+        # In one pass, so that a paste which quotes such a line stays as it was.
+        return re.sub("|".join(map(re.escape, self._texts)), lambda found: self._texts[found[0]], entry)
 
 
 class TerminalPrompt:
