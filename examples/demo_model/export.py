@@ -106,6 +106,7 @@ def export(model: DemoModel, folder: Path, dtype: torch.dtype = torch.bfloat16) 
     ):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
     save_file(tensors(model, dtype), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
 
 
 def main() -> None:
