@@ -92,13 +92,14 @@ def find_source(source: str | Path) -> tuple[Path, str]:
     """The folder of a source, downloaded if need be, and the name its conversion goes by."""
     if isinstance(source, Path):
         return source, source.resolve().name
-    # Only a name needs these; a folder converts without the network's modules.
+    # Only a name needs the hub.
     from mlx_qwen35.hub.download import download
     from mlx_qwen35.hub.names import resolve
 
     found = resolve(source)
     if found.path is not None:
-        return found.path, found.path.resolve().name
+        # `demo` is no folder of that name, and keeps it.
+        return found.path, found.path.resolve().name if Path(source).expanduser().exists() else found.name
     return download(found.hub_id), found.hub_id.rpartition("/")[2]
 
 

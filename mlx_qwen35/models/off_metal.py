@@ -75,7 +75,8 @@ class Matrix(nn.Module):
 
     def rows_of(self, index: mx.array | int | None = None) -> mx.array:
         """The (chosen) rows or expert of the matrix, in float32."""
-        chosen = {n: (a if index is None else a[index]) for n, a in self.items() if isinstance(a, mx.array)}
+        arrays = {n: a for n, a in self.items() if isinstance(a, mx.array)}
+        chosen = arrays if index is None else {n: _pick(a, index) for n, a in arrays.items()}
         return _unpack(chosen, self._packing) if self._packing else chosen["weight"].astype(mx.float32)
 
     def multiply(self, x: mx.array, expert: int | None = None) -> mx.array:
@@ -89,11 +90,20 @@ class Matrix(nn.Module):
             return _multiply_by_planes(x, w, scales, biases, **self._packing)
         return x @ self.rows_of(expert).T
 
+    def gather(self, x: mx.array, experts: mx.array) -> mx.array:
+        """One packed matrix of the stack for each of `experts` [N, K]; x: [N, 1 or K, 1, in] -> [N, K, 1, out]"""
+        w, scales, biases = self._packed(None)
+        return mx.gather_qmm(x, w, scales, biases, rhs_indices=experts, transpose=True, **self._packing)
+
+    @property
+    def is_packed(self) -> bool:
+        return bool(self._packing)
+
     def _packed(self, expert: int | None) -> tuple[mx.array, mx.array, mx.array | None]:
         weight, scales, biases = self["weight"], self["scales"], self.get("biases")
         if expert is None:
             return weight, scales, biases
-        return weight[expert], scales[expert], None if biases is None else biases[expert]
+        return _pick(weight, expert), _pick(scales, expert), None if biases is None else _pick(biases, expert)
 
 
 class Float32Linear(Matrix):
@@ -135,6 +145,8 @@ class GroupedExperts(nn.Module):
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
         """x: [B, T, C]   chosen: [B, T, K] -> [B, T, K, C]"""
         K = chosen.shape[-1]
+        if self.gate_proj.is_packed and x.size // x.shape[-1] < UNPACK_FROM:
+            return self._gathered(x, chosen)
         flat = chosen.flatten()
         order = mx.argsort(flat)
         rows = x.reshape(-1, x.shape[-1])[order // K]
@@ -143,6 +155,12 @@ class GroupedExperts(nn.Module):
             outputs.append(self._expert(rows[start : start + count], expert))
             start += count
         return mx.concatenate(outputs)[mx.argsort(order)].reshape(*chosen.shape, -1)
+
+    def _gathered(self, x: mx.array, chosen: mx.array) -> mx.array:
+        """Few tokens seldom share an expert, so nothing is gained by looking at who chose which."""
+        rows, experts = x.reshape(-1, 1, 1, x.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
+        hidden = nn.silu(self.gate_proj.gather(rows, experts)) * self.up_proj.gather(rows, experts)
+        return self.down_proj.gather(hidden, experts).reshape(*chosen.shape, -1)
 
     def _expert(self, rows: mx.array, expert: int) -> mx.array:
         hidden = nn.silu(self.gate_proj.multiply(rows, expert)) * self.up_proj.multiply(rows, expert)
@@ -158,6 +176,11 @@ def _runs(ordered: list[int]) -> list[tuple[int, int]]:
         else:
             runs.append((value, 1))
     return runs
+
+
+def _pick(stack: mx.array, index: mx.array | int) -> mx.array:
+    """stack[index], without the copy that MLX makes for a single integer."""
+    return stack[index : index + 1].squeeze(0) if isinstance(index, int) else stack[index]
 
 
 def _unpack(arrays: dict[str, mx.array], packing: dict[str, Any]) -> mx.array:
