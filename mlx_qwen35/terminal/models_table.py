@@ -27,7 +27,7 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         e = self.entry
         active = f", {_billions(e.active_parameters)} active" if e.experts else ""
-        sizes = [gigabytes(e.weight_bytes(bits)) for bits in BITS]
+        sizes = [gigabytes(e.weight_bytes(bits, mtp=True)) for bits in BITS]
         fitting = {16: "yes", 8: "at 8 bits", 4: "at 4 bits", None: "no"}[self.fitting_bits]
         thinks = "by default" if e.thinks_by_default else "if asked"
         here = "" if self.here is None else "yes" if self.here.complete else f"in part ({gigabytes(self.here.nbytes)})"
@@ -40,7 +40,7 @@ class Row:
             "hub_id": e.hub_id,
             "parameters": e.parameters,
             "active_parameters": e.active_parameters,
-            "bytes": {str(bits): e.weight_bytes(bits) for bits in BITS},
+            "bytes": {str(bits): e.weight_bytes(bits, mtp=True) for bits in BITS},
             "fits_at_bits": self.fitting_bits,
             "thinks_by_default": e.thinks_by_default,
             "downloaded": _state(self.here),
