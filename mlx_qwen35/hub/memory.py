@@ -156,9 +156,14 @@ class MemoryPlan:
 
 
 def weights_as_loaded(tensors: Mapping[str, TensorEntry], mtp: bool = True) -> int:
-    """Bytes of the tensors that are loaded: all but the vision tower, and the MTP layer only if `mtp`."""
+    """Bytes of the tensors that are loaded, as they are stored."""
+    return sum(entry.nbytes for entry in loaded_tensors(tensors, mtp))
+
+
+def loaded_tensors(tensors: Mapping[str, TensorEntry], mtp: bool = True) -> list[TensorEntry]:
+    """All but the vision tower, and the MTP layer only if `mtp`."""
     skipped = VISION_PREFIXES if mtp else VISION_PREFIXES + MTP_PREFIXES
-    return sum(entry.nbytes for name, entry in tensors.items() if not name.startswith(skipped))
+    return [entry for name, entry in tensors.items() if not name.startswith(skipped)]
 
 
 @dataclass(frozen=True)

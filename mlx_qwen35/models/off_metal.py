@@ -13,10 +13,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlx_qwen35.hub.headers import TensorEntry
-from mlx_qwen35.hub.memory import weights_as_loaded
+from mlx_qwen35.hub.memory import loaded_tensors, weights_as_loaded
 from mlx_qwen35.models.layers import CausalConv
 from mlx_qwen35.models.moe import Experts, QuantizedExpertLinear
 
@@ -215,11 +215,6 @@ def _multiply_by_planes(
 
 def planned_bytes(tensors: Mapping[str, TensorEntry]) -> int:
     """What a checkpoint's weights will occupy here, from its headers, for the memory plan."""
-    # U32 holds packed weights; 4 bits is the fewest in use, so this errs on the large side.
-    float32 = sum(t.elements * 4 * (8 if t.dtype == "U32" else 1) for t in tensors.values())
+    # U32 holds packed weights; at the usual 4 bits, eight in each.
+    float32 = sum(t.elements * 4 * (8 if t.dtype == "U32" else 1) for t in loaded_tensors(tensors))
     return float32 if float32 <= DENSE_LIMIT else weights_as_loaded(tensors)
-
-
-def loaded_bytes(model: nn.Module) -> int:
-    """Bytes of the network's arrays as they lie in memory."""
-    return sum(a.nbytes for _, a in tree_flatten(model.parameters()) if isinstance(a, mx.array))
