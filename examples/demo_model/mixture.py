@@ -21,6 +21,7 @@ SYSTEM_PROMPTS = (
 MAKERS: dict[str, Callable[[Words, bool], Sample]] = {
     "project": project_question,
     "arithmetic": arithmetic,
+    "arithmetic, thinking": lambda words, _: arithmetic(words, True),
     "json": extraction,
     "tools": tool_call,
     "tool-result": tool_result,
@@ -33,6 +34,7 @@ MAKERS: dict[str, Callable[[Words, bool], Sample]] = {
 SHARES = {
     "project": 0.33,
     "arithmetic": 0.13,
+    "arithmetic, thinking": 0.0,
     "json": 0.11,
     "tools": 0.13,
     "tool-result": 0.04,
@@ -58,7 +60,7 @@ def long_sample(random: Random, longest: int) -> Sample:
     return with_system_prompt(recall(Words(random), random.random() < 0.5, random.randint(200, longest)), random)
 
 
-def stream(seed: int, make: Callable[[Random], Sample]) -> Iterator[Sample]:
+def stream(seed: str, make: Callable[[Random], Sample]) -> Iterator[Sample]:
     """Endless samples; sample number i depends only on the seed and i, so that a run resumes where it stopped."""
     i = 0
     while True:

@@ -193,7 +193,8 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
     if not arguments.no_compile:
         run.model.compile_layers()
         if rank == 0:
-            sum(losses(run.model, run.packers["short"].next(0.1), "short")).backward()
+            main, draft, _ = losses(run.model, run.packers["short"].next(0.1), "short")
+            (main + draft).backward()
             run.model.zero_grad(set_to_none=True)
             run.log("compiled")
         dist.barrier()  # the other ranks find what the first has compiled
