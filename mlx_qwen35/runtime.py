@@ -31,13 +31,13 @@ from mlx_qwen35.chat.parser import OutputParser
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.chat.template import ChatTemplate
 from mlx_qwen35.chat.tokenizer import Tokenizer
-from mlx_qwen35.errors import RequestError
+from mlx_qwen35.errors import CheckpointError, RequestError
 from mlx_qwen35.generation.generate import generate
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.sampling import Sampler, check_sampling
 from mlx_qwen35.hub.family import FAMILY
 from mlx_qwen35.hub.jsonfile import read_json
-from mlx_qwen35.models.config import ModelConfig
+from mlx_qwen35.models.config import ModelConfig, read_config
 from mlx_qwen35.models.fit import fetch_if_it_fits
 from mlx_qwen35.models.weights import LoadedModel, Progress, load_model
 from mlx_qwen35.options import GREEDY, Sampling
@@ -98,8 +98,17 @@ class Runtime:
         Raises UserError: one line that says what is wrong and what to do.
         """
         folder = fetch_if_it_fits(name, context, force, offline)
+        _check_vocabulary(folder)
         thread = MLXThread()
-        return cls(folder, thread.call(lambda: load_model(folder, progress)), thread, name)
+        try:
+            return cls(folder, thread.call(lambda: load_model(folder, progress)), thread, name)
+        except BaseException:
+            thread.close()
+            raise
+
+    def close(self) -> None:
+        """Cancel what runs, and end the runtime's thread. It answers nothing after."""
+        self._thread.close()
 
     def sampling(self, request: ChatRequest) -> Sampling:
         """The numbers that would shape the answer to `request`. RequestError for unknown names and values."""
@@ -241,6 +250,13 @@ def released_size(config: ModelConfig) -> str | None:
         if (entry.hidden, entry.layers, entry.heads) == (config.hidden_size, len(config.layer_types), config.num_heads):
             return f"3.6-{entry.short}" if config.later_release else entry.short
     return None
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Refuse a tokenizer with ids past the embedding's rows: looking one up would read foreign memory."""
+    ids, rows = Tokenizer.from_folder(folder).vocab_size, read_config(folder).vocab_size
+    if ids > rows:
+        raise CheckpointError(f"The tokenizer in {folder} has {ids} tokens, but the network's vocabulary {rows} rows.")
 
 
 def _asks_for_greedy(folder: Path) -> bool:

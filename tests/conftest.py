@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,6 +14,9 @@ from tests.support.tiny_chat import write_tiny_chat
 # A busy machine must not turn a property red: what is slow is caught by the suite's own time limit.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# References are float32 on a CPU; a Mac runs the same tests on its CPU too.
+mx.set_default_device(mx.cpu)
 
 
 @pytest.fixture(scope="session")

@@ -48,8 +48,8 @@ def test_the_wheel_holds_every_part_and_no_tests(wheel: Path) -> None:
     assert any(n.endswith("licenses/LICENSE") for n in names)
 
 
-def chats(command: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+def chats(command: Path, environment: dict[str, str]) -> None:
+    environment = {k: v for k, v in environment.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [command, "chat", "demo"], input=QUESTION, capture_output=True, text=True, env=environment, timeout=120
     )
@@ -59,17 +59,21 @@ def chats(command: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_pip_installs_the_wheel_into_an_empty_environment_and_it_chats(wheel: Path, tmp_path: Path) -> None:
+def test_pip_installs_the_wheel_into_an_empty_environment_and_it_chats(
+    wheel: Path, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     subprocess.run([tmp_path / "venv/bin/pip", "install", "--quiet", wheel], check=True)
-    chats(tmp_path / "venv/bin/mlx-qwen35")
+    chats(tmp_path / "venv/bin/mlx-qwen35", clean_environment)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_uv_tool_installs_the_wheel_and_it_chats(wheel: Path, tmp_path: Path) -> None:
+def test_uv_tool_installs_the_wheel_and_it_chats(
+    wheel: Path, tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
     uv = Path(sys.executable).parent / "uv"
     places = {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
     command = [uv, "tool", "install", "--quiet", "--python", sys.executable, wheel]
     subprocess.run(command, check=True, env={**os.environ, **places})
-    chats(tmp_path / "bin/mlx-qwen35")
+    chats(tmp_path / "bin/mlx-qwen35", clean_environment)

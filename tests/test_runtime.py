@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.events import Content, Event, Finished, PrefillProgress, Reasoning, ToolCallEnd
 from mlx_qwen35.chat.parser import OutputParser
 from mlx_qwen35.chat.stop import StopStrings
-from mlx_qwen35.errors import MemoryPlanError, RequestError
+from mlx_qwen35.errors import MemoryPlanError, RequestError, UserError
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.options import GREEDY
 from mlx_qwen35.runtime import ChatRequest, Runtime, Usage, _Answer, released_size
@@ -152,3 +153,15 @@ def test_text_held_back_for_a_stop_string_comes_before_a_tool_call() -> None:
     assert kinds.index(Content) < kinds.index(ToolCallEnd)
     assert "".join(e.text for e in events if isinstance(e, Content)).strip() == "sure ST"
     assert answer.called
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    """An id past the embedding's last row reads foreign memory."""
+    folder = write_tiny_chat(tmp_path / "odd")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    extra = {"content": "<|extra|>", "special": True}
+    config["added_tokens_decoder"] = {**config.get("added_tokens_decoder", {}), "3999": extra}
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="tokens, but the network"):
+        Runtime.load(str(folder))

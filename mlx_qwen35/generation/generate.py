@@ -13,6 +13,8 @@ from mlx_qwen35.generation.sampling import Sampler
 from mlx_qwen35.hub.memory import prefill_window
 from mlx_qwen35.models.model import Model
 
+CLEAR_EVERY = 256  # tokens; how often freed buffers go back to the system, since caches outgrow them
+
 Progress = Callable[[int, int], None]  # prompt tokens done, in all
 
 
@@ -50,7 +52,7 @@ def generate(
             answer = mx.concatenate([answer, token[None].astype(mx.uint32)])
             logits = model(token[None, None], cache)[0, -1]
             following = sampler(logits, prompt_ids, answer), mx.isfinite(logits.max())
-            mx.async_eval(*following)
+            mx.async_eval(*following, answer)
         if not finite.item():
             raise CheckpointError(
                 f"The network's output is not finite after {len(prompt) + i} tokens; the checkpoint is damaged or its "
@@ -62,6 +64,8 @@ def generate(
         if following is None:
             return
         token, finite = following
+        if i % CLEAR_EVERY == CLEAR_EVERY - 1:
+            mx.clear_cache()
 
 
 def prefill(
@@ -75,6 +79,8 @@ def prefill(
     for start in range(0, total, window):
         hidden = model.hidden_states(ids[:, start : start + window], cache)
         mx.eval(hidden, [c.state for c in cache])
+        # Windows differ in size, so their freed buffers fit nothing that comes after.
+        mx.clear_cache()
         if progress:
             progress(min(start + window, total), total)
     assert hidden is not None

@@ -18,6 +18,7 @@ from mlx_qwen35.errors import RequestError
 from mlx_qwen35.options import Sampling
 
 WHOLE = 1 << 30  # a penalty's window: everything so far
+SMALLEST = 1e-3  # temperature and repetition penalty: logits divided by less leave float32
 
 
 class Sampler:
@@ -65,7 +66,7 @@ class Sampler:
         logits = logits / s.temperature
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if 0 < s.top_k < self.known_tokens:
-            logprobs = lm.apply_top_k(logprobs, s.top_k)
+            logprobs = lm.apply_top_k(logprobs, int(s.top_k))
         if 0 < s.top_p < 1:
             logprobs = lm.apply_top_p(logprobs, s.top_p)
         if s.min_p > 0:
@@ -90,7 +91,7 @@ def _sample_utils() -> Any:
 
 def check_sampling(s: Sampling) -> None:
     """Refuse values outside their range; RequestError names the option."""
-    ranges = {
+    ranges: dict[str, tuple[float, float, float]] = {
         "temperature": (s.temperature, 0, 100),
         "top_p": (s.top_p, 0, 1),
         "min_p": (s.min_p, 0, 1),
@@ -98,11 +99,16 @@ def check_sampling(s: Sampling) -> None:
         "presence_penalty": (s.presence_penalty, -100, 100),
         "frequency_penalty": (s.frequency_penalty, -100, 100),
     }
+    ranges["repetition_penalty"] = (s.repetition_penalty, SMALLEST, 100)
     for name, (value, low, high) in ranges.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RequestError(f"{name} is {str(value)[:40]!r}; it should be a number.")
         if not low <= value <= high:
             raise RequestError(f"{name} is {value}; it should be between {low} and {high}.")
-    if not 0 < s.repetition_penalty <= 100:
-        raise RequestError(f"repetition_penalty is {s.repetition_penalty}; it should be above 0 (1 is off).")
+    if s.top_k != int(s.top_k):
+        raise RequestError(f"top_k is {s.top_k}; it should be a whole number of tokens.")
+    if 0 < s.temperature < SMALLEST:
+        raise RequestError(f"temperature is {s.temperature}; it should be 0, or at least {SMALLEST}.")
 
 
 def _bias_vector(logit_bias: Mapping[int, float] | None, known_tokens: int) -> mx.array | None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from mlx_qwen35.errors import DownloadError
 from mlx_qwen35.hub.cache import Listing, RemoteFile, is_commit, remote_file
-from mlx_qwen35.hub.headers import INDEX_NAME, PICKLE_SUFFIXES
+from mlx_qwen35.hub.headers import PICKLE_SUFFIXES
 from mlx_qwen35.hub.http import Connection, Patience, Retry, TryAgain
 
 MAX_ANSWER_BYTES = 64 << 20
@@ -133,7 +133,3 @@ def _read_bounded(chunks: Iterable[bytes], endpoint: str) -> bytes:
             raise DownloadError(f"{endpoint} sends an endless listing. Is HF_ENDPOINT right?")
         parts.append(chunk)
     return b"".join(parts)
-
-
-def has_index(listing: Listing) -> RemoteFile | None:
-    return listing.find(INDEX_NAME)

@@ -13,7 +13,7 @@ from mlx_qwen35.hub.family import FAMILY, FamilyEntry
 from mlx_qwen35.hub.headers import TensorEntry
 from mlx_qwen35.hub.machine import GIB, Machine, this_machine
 
-VISION_PREFIXES = ("model.visual.", "visual.", "vision_tower.", "model.vision_tower.")
+VISION_PREFIXES = ("model.visual.", "visual.", "vision_tower.", "model.vision_tower.", "vision_model.")
 MTP_PREFIXES = ("mtp.", "model.mtp.", "language_model.mtp.")
 MAX_WINDOW = 1024  # tokens; larger prefill windows gain little and hold more memory
 MAX_SCORE_BYTES = GIB
@@ -68,7 +68,7 @@ class TextSizes:
         )
         keys = size("linear_num_key_heads") * size("linear_key_head_dim")
         values = size("linear_num_value_heads") * size("linear_value_head_dim")
-        if "num_experts" in size.values:
+        if size.values.get("num_experts"):
             routed = size("num_experts_per_tok") * size("moe_intermediate_size")
             feed_forward = routed + size("shared_expert_intermediate_size")
         else:

@@ -101,12 +101,12 @@ class _Reader:
         value = self.values.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 1 << 24) -> int:
         value = self.get(key, default)
         if value is None:
             raise ConfigError(f"{self.where}: {key} is missing; this is not a Qwen3.5 config.")
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**40:
-            raise ConfigError(f"{self.where}: {key} is {_show(value)}, which should be an integer of {least} or more.")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ConfigError(f"{self.where}: {key} is {_show(value)}; it should be an integer from {least} to {most}.")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -160,7 +160,7 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
     }.items():
         reader.expect(key, allowed)
 
-    heads, head_dim = reader.integer("num_attention_heads"), reader.integer("head_dim")
+    heads, head_dim = reader.integer("num_attention_heads"), reader.integer("head_dim", most=1 << 14)
     kv_heads = reader.integer("num_key_value_heads")
     key_heads, value_heads = reader.integer("linear_num_key_heads"), reader.integer("linear_num_value_heads")
     _divides(where, "num_key_value_heads", kv_heads, "num_attention_heads", heads)
@@ -182,7 +182,7 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
         intermediate_size=0 if experts else reader.integer("intermediate_size"),
         experts=experts,
         rotary=_rotary(reader, head_dim),
-        max_context=reader.integer("max_position_embeddings"),
+        max_context=reader.integer("max_position_embeddings", most=1 << 31),
         tie_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
         mtp_layers=reader.integer("mtp_num_hidden_layers", 0, least=0),
         quantization=_quantization(config, text, where),
@@ -200,7 +200,7 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
 
 
 def _layer_types(reader: _Reader) -> tuple[str, ...]:
-    layers = reader.integer("num_hidden_layers")
+    layers = reader.integer("num_hidden_layers", most=1024)
     interval = reader.integer("full_attention_interval", 4)
     by_interval = [FULL if (i + 1) % interval == 0 else LINEAR for i in range(layers)]
     types = reader.get("layer_types", by_interval)
@@ -250,6 +250,8 @@ def _rotary(text: _Reader, head_dim: int) -> RotaryConfig:
         raise ConfigError(f"{where}: mrope_section is {_show(sections)}; its three parts should sum to {dims // 2}.")
     common = {"theta": reader.number("rope_theta"), "dims": dims, "sections": tuple(sections)}
     reader.get("type")
+    if common["theta"] <= 1:
+        raise ConfigError(f"{where}: rope_theta is {common['theta']}; it should be above 1.")
     if kind == "default":
         rotary = RotaryConfig(**common)
     else:
@@ -257,7 +259,7 @@ def _rotary(text: _Reader, head_dim: int) -> RotaryConfig:
         rotary = RotaryConfig(
             **common,
             factor=reader.number("factor"),
-            original_context=reader.integer("original_max_position_embeddings"),
+            original_context=reader.integer("original_max_position_embeddings", most=1 << 31),
             beta_fast=reader.number("beta_fast", 32.0),
             beta_slow=reader.number("beta_slow", 1.0),
             attention_factor=None if attention_factor is None else reader.number("attention_factor"),

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from mlx_qwen35.hub.memory import VISION_PREFIXES
+
 _PREFIXES = (
     # Longest first: each original prefix and the network's own.
     ("model.language_model.", "language_model.model."),
@@ -22,7 +24,6 @@ _PREFIXES = (
     ("mtp.", "mtp."),
     ("lm_head.", "language_model.lm_head."),
 )
-_VISION = ("model.visual.", "visual.", "vision_tower.", "model.vision_tower.", "vision_model.")
 _EXPERT = re.compile(r"(.*\.mlp)\.experts\.(\d{1,6})\.(gate_proj|up_proj|down_proj)\.weight")
 _NORMS = (
     ".input_layernorm.weight",
@@ -90,7 +91,7 @@ def plan_tensors(tensors: Mapping[str, HasShape]) -> TensorPlan:
     recipes: dict[str, Recipe] = {}
     duplicates: list[str] = []
     stacks: dict[str, dict[int, str]] = {}
-    vision = tuple(sorted(n for n in tensors if n.startswith(_VISION)))
+    vision = tuple(sorted(n for n in tensors if n.startswith(VISION_PREFIXES)))
     skipped = set(vision)
 
     def add(recipe: Recipe) -> None:
@@ -114,7 +115,8 @@ def plan_tensors(tensors: Mapping[str, HasShape]) -> TensorPlan:
             module = name.removesuffix("experts.down_proj") + "switch_mlp"
             add(Recipe(f"{module}.down_proj.weight", (source,)))
         elif name.endswith(".conv1d.weight"):
-            add(Recipe(name, (source,), move_conv_axis=tensors[source].shape[-1] != 1))
+            shape = tensors[source].shape
+            add(Recipe(name, (source,), move_conv_axis=len(shape) == 3 and shape[-1] != 1))
         else:
             add(Recipe(name, (source,)))
     gaps: list[str] = []

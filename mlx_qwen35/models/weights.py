@@ -55,7 +55,7 @@ def load_model(folder: Path, progress: Progress | None = None, adapt: bool = Tru
     Raises ConfigError and CheckpointError, each with one line.
     """
     found = survey(folder)
-    _fill(found.model, found.plan, TensorReader(found.files.tensors), found.conventions, progress)
+    _fill(found.model, found.plan, found.files.tensors, found.conventions, progress)
     found.model.eval()
     if adapt and not mx.metal.is_available():
         off_metal.prepare(found.model)
@@ -125,20 +125,27 @@ def quantize_like(
     """Pack the modules of `model` that have scales in the checkpoint, each with its own settings."""
 
     def settings(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        scales = recipes.get(f"{path}.scales")
-        if scales is None or not hasattr(module, "to_quantized"):
-            return False
+        scales, weight = recipes.get(f"{path}.scales"), recipes.get(f"{path}.weight")
+        if scales is None or weight is None or not hasattr(module, "to_quantized"):
+            return False  # and a tensor without its fellows is then listed as unexpected
         if quantization is None:
             raise CheckpointError(f"{scales.sources[0]} is quantized, but config.json has no quantization settings.")
         own = quantization.per_module.get(path)
         if isinstance(own, dict):
-            return {"mode": "affine", **own}
-        inputs = module.weight.shape[-1]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        packed = entries[recipes[f"{path}.weight"].sources[0]].shape[-1]
-        groups = entries[scales.sources[0]].shape[-1]
-        # Older conversions do not list the router's own bits; the shapes tell.
-        bits, group_size = packed * 32 // inputs, inputs // max(groups, 1)
-        return {"bits": bits, "group_size": group_size, "mode": quantization.mode}
+            packing = {"bits": own.get("bits"), "group_size": own.get("group_size"), "mode": own.get("mode", "affine")}
+        else:
+            inputs = module.weight.shape[-1]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            packed, groups = (entries[r.sources[0]].shape[-1:] for r in (weight, scales))
+            # Older conversions do not list the router's own bits; the shapes tell.
+            bits, group_size = (sum(packed) * 32 // inputs, inputs // (sum(groups) or 1))
+            packing = {"bits": bits, "group_size": group_size, "mode": quantization.mode}
+        # MLX divides by the group size before it looks at it, which ends the process.
+        if packing["bits"] not in (2, 3, 4, 5, 6, 8) or packing["group_size"] not in (16, 32, 64, 128):
+            raise CheckpointError(
+                f"{scales.sources[0]}: {packing['bits']} bits in groups of {packing['group_size']} is no packing that "
+                "MLX has; the checkpoint is damaged or its config.json is another one's."
+            )
+        return packing
 
     try:
         nn.quantize(model, class_predicate=settings)
@@ -181,18 +188,20 @@ def _check_shapes(model: Model, plan: TensorPlan, files: CheckpointFiles, folder
 def _fill(
     model: Model,
     plan: TensorPlan,
-    reader: TensorReader,
+    entries: Mapping[str, TensorEntry],
     conventions: norms.Conventions,
     progress: Progress | None,
 ) -> None:
     """Read, transform and evaluate, layer by layer."""
-    total = sum(reader.entries[s].nbytes for r in plan.recipes.values() for s in set(r.sources))
+    total = sum(entries[s].nbytes for r in plan.recipes.values() for s in set(r.sources))
     done = 0
     for group in _by_layer(plan.recipes):
+        # A reader a layer: what it opened keeps the evaluated sources of stacked and halved tensors alive.
+        reader = TensorReader(entries)
         values = [(t, _as_parameter(t, reader.read(plan.recipes[t]), conventions)) for t in group]
         model.load_weights(values, strict=False)
         mx.eval([v for _, v in values])
-        done += sum(reader.entries[s].nbytes for t in group for s in plan.recipes[t].sources)
+        done += sum(entries[s].nbytes for t in group for s in plan.recipes[t].sources)
         if progress:
             progress(min(done, total), total)
 

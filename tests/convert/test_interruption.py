@@ -75,7 +75,7 @@ def test_killed_at_any_point(source: Path, tmp_path: Path, small_pieces, pause_a
     process = start(source, out, pause_at)
     assert say(process) == "now"
     process.send_signal(how)
-    process.wait(30)
+    process.wait(120)
     process.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
 
     assert not (out / "config.json").exists()
@@ -97,7 +97,7 @@ def test_an_interrupted_conversion_is_not_taken_up_in_another_format(source: Pat
     process = start(source, tmp_path / "out", 0.5)
     assert say(process) == "now"
     process.kill()
-    process.wait(30)
+    process.wait(120)
     process.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
     with pytest.raises(CheckpointError, match="another source or format"):
         convert(source, tmp_path / "out", bits=8)
@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line(source: Path, tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
     process = start(source, tmp_path / "out", 2, before=limit)
     assert say(process).startswith("refused: ")
-    assert process.wait(30) == 2
+    assert process.wait(120) == 2
     process.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
     assert not (tmp_path / "out" / "config.json").exists()
 

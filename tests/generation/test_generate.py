@@ -15,6 +15,7 @@ from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
 from mlx_qwen35.options import GREEDY, Sampling
 from tests.reference import CASES, recorded, write_checkpoint
+from tests.support.float32 import load_float32
 
 KNOWN = CASES["moe"].tokens
 
@@ -23,7 +24,7 @@ KNOWN = CASES["moe"].tokens
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder: Path = tmp_path_factory.mktemp("tiny") / "moe"
     write_checkpoint("moe", folder)
-    return load_model(folder).model
+    return load_float32(folder).model
 
 
 def greedy() -> Sampler:

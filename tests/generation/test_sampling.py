@@ -120,6 +120,9 @@ def test_logit_bias_moves_a_token() -> None:
         Sampling(temperature=float("nan")),
         Sampling(top_p=1.5),
         Sampling(top_k=-2),
+        Sampling(top_k=2.5),  # type: ignore[arg-type]
+        Sampling(temperature="1"),  # type: ignore[arg-type]
+        Sampling(temperature=1e-30),
         Sampling(min_p=2),
         Sampling(presence_penalty=float("inf")),
         Sampling(repetition_penalty=0),

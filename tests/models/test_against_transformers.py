@@ -18,6 +18,7 @@ from mlx.utils import tree_map
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
 from tests.reference import CASES, recorded, write_checkpoint
+from tests.support.float32 import load_float32
 
 TOLERANCE = 1e-4
 WITH_MTP = [name for name in CASES if "mtp_logits" in recorded(name)]
@@ -33,9 +34,10 @@ def networks(tmp_path_factory: pytest.TempPathFactory):
         path: Path = folder / name
         if not path.exists():
             write_checkpoint(name, path)
-        model = load_model(path, adapt=form == "adapted").model
-        if form == "plain":
-            model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
+        if form == "adapted":
+            return load_float32(path).model
+        model = load_model(path, adapt=False).model
+        model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
         return model
 
     return network

@@ -13,7 +13,7 @@ from mlx_qwen35.models import off_metal
 from mlx_qwen35.models.config import ExpertsConfig
 from mlx_qwen35.models.moe import Experts
 from mlx_qwen35.models.off_metal import UNPACK_FROM, Float32Linear, GroupedExperts
-from mlx_qwen35.models.weights import load_model
+from tests.support.float32 import load_float32
 
 
 def packed_linear(inputs: int, outputs: int, bits: int, group_size: int, mode: str = "affine") -> nn.QuantizedLinear:
@@ -68,10 +68,10 @@ def test_a_large_network_computes_what_a_small_one_does(tmp_path: Path, monkeypa
     """The limit decides between weights that stay packed and weights that are dequantized once."""
     folder = real_shapes.write("0.8b", tmp_path / "model", 4, 128, real_shapes.FOUR_BIT)
     ids = mx.arange(7)[None]
-    small = load_model(folder).model
+    small = load_float32(folder).model
     logits = small(ids)
     monkeypatch.setattr(off_metal, "DENSE_LIMIT", 0)
-    large = load_model(folder).model
+    large = load_float32(folder).model
     assert bytes_of(large) < bytes_of(small) / 4
     cache = large.make_cache()
     windows = [large(ids[:, a:b], cache) for a, b in ((0, 5), (5, 6), (6, 7))]

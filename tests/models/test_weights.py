@@ -9,11 +9,14 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_qwen35.caches.delta_state import DeltaState
+from mlx_qwen35.caches.kv import KVCache
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.models.norms import METADATA_KEY, PLUS_ONE
 from mlx_qwen35.models.tensor_names import is_zero_centred_norm, plan_tensors
 from mlx_qwen35.models.weights import load_model
 from tests.reference import recorded, write_checkpoint
+from tests.support.float32 import load_float32
 
 Tensors = dict[str, mx.array]
 
@@ -56,7 +59,7 @@ def as_mlx_layout(tensors: Tensors, add_to_norms: float, add_to_mtp_norms: float
 
 def assert_right(folder: Path) -> tuple[str, ...]:
     """Loads `folder`, compares its logits with transformers', and returns the loader's notes."""
-    loaded, reference = load_model(folder), recorded("dense")
+    loaded, reference = load_float32(folder), recorded("dense")
     tokens = mx.array(reference["tokens"][:63])[None]
     hidden = loaded.model.hidden_states(tokens)
     logits = loaded.model.logits(hidden)[0]
@@ -134,3 +137,52 @@ def test_a_config_without_quantization_refuses_packed_weights(checkpoint: Path) 
     config["quantization"] = {"bits": 4, "group_size": 64}
     (checkpoint / "config.json").write_text(json.dumps(config))
     assert load_model(checkpoint).model is not None
+
+
+@pytest.mark.parametrize("case", ["moe", "moe_separate"])
+def test_loading_holds_no_more_than_the_model_and_one_layer(tmp_path: Path, case: str) -> None:
+    """Fused experts are cut in two and separate ones stacked: the sources must not stay behind."""
+    folder = write_checkpoint(case, tmp_path / case)
+    held: list[int] = []
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    loaded = load_model(folder, lambda done, total: held.append(mx.get_active_memory() - before), adapt=False)
+    sizes = {n: a.nbytes for n, a in tree_flatten(loaded.model.parameters())}
+    layer = sum(size for name, size in sizes.items() if ".layers.0." in name and not name.startswith("mtp."))
+    assert max(held) <= sum(sizes.values()) + 1.2 * layer  # buffers are rounded up
+
+
+@pytest.mark.parametrize("case", ["moe", "dense"])
+def test_on_metal_activations_stay_bfloat16_and_the_state_float32(tmp_path: Path, case: str) -> None:
+    """One float32 weight in the wrong place would turn every later activation float32, unseen."""
+    model = load_model(write_checkpoint(case, tmp_path / case), adapt=False).model
+    if case == "moe":  # gather_mm knows no bfloat16 on the CPU, so its shapes and dtypes are all that is asked
+        chosen, weights = model.layers[0].mlp.route(mx.zeros((1, 3, model.config.hidden_size), mx.bfloat16))
+        assert (chosen.shape, weights.dtype) == ((1, 3, model.layers[0].mlp.chosen), mx.bfloat16)
+        return
+    cache = model.make_cache()
+    assert model(mx.array([[1, 2, 3, 4, 5, 6]]), cache).dtype == mx.bfloat16
+    assert model(mx.array([[1]]), cache).dtype == mx.bfloat16
+    assert {c.conv_tail.dtype for c in cache if isinstance(c, DeltaState) and c.conv_tail is not None} == {mx.bfloat16}
+    assert {c.delta.dtype for c in cache if isinstance(c, DeltaState) and c.delta is not None} == {mx.float32}
+    assert {c.keys.dtype for c in cache if isinstance(c, KVCache) and c.keys is not None} == {mx.bfloat16}
+
+
+@pytest.mark.parametrize(("scales", "word"), [((1, 4096), "groups of 0"), ((), "quantized|wrong shape|groups of")])
+def test_scales_that_fit_no_packing_are_one_line(checkpoint: Path, scales: tuple[int, ...], word: str) -> None:
+    """MLX divides by a group size of zero, which would end the process."""
+    tensors = as_mlx_layout(weights_of(checkpoint), 1.0)
+    tensors["language_model.model.layers.0.mlp.gate_proj.scales"] = mx.zeros(scales)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["quantization"] = {"bits": 4, "group_size": 64}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=word):
+        load_model(rewrite(checkpoint, tensors))
+
+
+def test_scales_without_their_weight_are_listed(checkpoint: Path) -> None:
+    tensors = as_mlx_layout(weights_of(checkpoint), 1.0)
+    path = "language_model.model.layers.0.mlp.gate_proj"
+    tensors[f"{path}.scales"] = tensors.pop(f"{path}.weight")
+    with pytest.raises(CheckpointError, match=r"1 missing.*gate_proj\.weight.*1 unexpected.*gate_proj\.scales"):
+        load_model(rewrite(checkpoint, tensors))
