@@ -158,10 +158,9 @@ def test_text_held_back_for_a_stop_string_comes_before_a_tool_call() -> None:
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> None:
     """An id past the embedding's last row reads foreign memory."""
     folder = write_tiny_chat(tmp_path / "odd")
-    path = folder / "tokenizer_config.json"
+    path = folder / "config.json"
     config = json.loads(path.read_text())
-    extra = {"content": "<|extra|>", "special": True}
-    config["added_tokens_decoder"] = {**config.get("added_tokens_decoder", {}), "3999": extra}
+    config["text_config"]["vocab_size"] = 64
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="tokens, but the network"):
         Runtime.load(str(folder))
