@@ -19,8 +19,7 @@ from mlx_qwen35.app.conversation import Answer, Question, Turn, blocks_of, messa
 from mlx_qwen35.chat.events import Event
 from mlx_qwen35.chat.presets import FAMILY as PRESETS
 from mlx_qwen35.errors import UserError
-from mlx_qwen35.hub.machine import this_machine
-from mlx_qwen35.hub.memory import best_for
+from mlx_qwen35.hub.advice import real_checkpoint
 from mlx_qwen35.options import Sampling
 from mlx_qwen35.runtime import ChatRequest, Runtime
 
@@ -174,20 +173,7 @@ def heading(runtime: Runtime) -> str:
     """The model's name; under the demo's, what it is and is not, and how to get a real one."""
     title = f"### {Path(runtime.name).name or runtime.name}"
     is_demo = runtime.folder.resolve() == Path(str(demo_checkpoint.__file__)).parent.resolve()
-    return f"{title}\n{DEMO_NOTE.format(real=real_model())}" if is_demo else title
-
-
-def real_model() -> str:
-    """How to get the checkpoint of the family that suits this machine."""
-    best = best_for(this_machine().budget)
-    if best is None:
-        return "For a real one, `mlx-qwen35 models` shows what each size needs; none fits the memory free here."
-    entry, bits = best
-    if bits == 16:
-        return f"A real one that fits this machine: `mlx-qwen35 app {entry.short}`."
-    made = f"{entry.name}-{bits}bit"
-    convert = f"`mlx-qwen35 convert {entry.short} --bits {bits} --out {made}`"
-    return f"A real one that fits this machine: {convert}, then `mlx-qwen35 app ./{made}`."
+    return f"{title}\n{DEMO_NOTE.format(real=real_checkpoint('app', '`'))}" if is_demo else title
 
 
 def numbers_line(runtime: Runtime, thinking: bool, preset: str) -> str:

@@ -7,8 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.hub import catalog
-from mlx_qwen35.hub.machine import this_machine
-from mlx_qwen35.hub.memory import best_for
+from mlx_qwen35.hub.advice import real_checkpoint
 from mlx_qwen35.hub.names import DEMO
 
 if TYPE_CHECKING:
@@ -84,20 +83,6 @@ def demo_notice() -> str:
     return (
         "This is the bundled demo: a demonstration and a test bed, not a language model to rely on.\n"
         f"{real_checkpoint()}"
-    )
-
-
-def real_checkpoint() -> str:
-    """One line: the checkpoint of the family that suits this machine, and the command that gets it."""
-    best = best_for(this_machine().budget)
-    if best is None:
-        return "No checkpoint of the family fits the memory that is free here; mlx-qwen35 models lists them."
-    entry, bits = best
-    if bits == 16:
-        return f"A real one that fits this machine: mlx-qwen35 chat {entry.short}"
-    return (
-        f"A real one that fits this machine at {bits} bits: mlx-qwen35 convert {entry.short} --bits {bits}, "
-        f"then mlx-qwen35 chat {entry.name}-{bits}bit"
     )
 
 

@@ -26,7 +26,7 @@ def test_a_piped_question_is_answered_by_the_demo(run: Run) -> None:
     assert done.returncode == 0
     assert "mlx-qwen35 convert" in done.stdout
     assert "not a language model to rely on" in done.stderr
-    assert "A real one" in done.stderr or "No real" in done.stderr
+    assert "real one" in done.stderr
 
 
 def test_the_banner_says_what_the_demo_is_and_thinking_follows_the_switch(clean_environment: dict[str, str]) -> None:
@@ -34,7 +34,7 @@ def test_the_banner_says_what_the_demo_is_and_thinking_follows_the_switch(clean_
         shown = terminal.wait_for_prompt()
         assert "demo · thinking off" in shown
         assert "a demonstration and a test bed, not a language model to rely on" in shown
-        assert "A real one" in shown or "No real" in shown
+        assert "real one" in shown
         ask(terminal, "/think on")
         assert "thought for" in ask(terminal, "What is 4 + 5?")
         ask(terminal, "/think off")
