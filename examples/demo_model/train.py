@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -53,10 +54,12 @@ class Recipe:
         return [p for p in self.values["phases"] if p["from_step"] <= step][-1]
 
     def rate(self, step: int) -> float:
-        """Warm-up, stable, then linear decay: the decay may be placed at any time."""
-        v = self.values
-        gone = (step - v["decay_from_step"]) / v["decay_steps"]
-        return min(1.0, (step + 1) / v["warm_up_steps"]) * min(1.0, max(0.02, 1 - gone))
+        """The learning rate's factor: straight lines through the recipe's points, constant after the last."""
+        points = self.values["rate"]
+        for (left, low), (right, high) in pairwise(points):
+            if left <= step < right:
+                return low + (high - low) * (step + 1 - left) / (right - left)
+        return points[-1][1]
 
 
 def weighted_loss(model: DemoModel, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
