@@ -67,8 +67,16 @@ def survey(folder: Path) -> Survey:
 
     Raises ConfigError and CheckpointError, each with one line.
     """
-    config = read_config(folder)
-    files = read_checkpoint(folder)
+    return survey_files(read_config(folder), read_checkpoint(folder))
+
+
+def survey_files(
+    config: ModelConfig, files: CheckpointFiles, read: Callable[[Recipe], mx.array] | None = None
+) -> Survey:
+    """The same for headers and a config that are read already.
+
+    read: gives a norm as it is stored; by default from the files, which need not be here otherwise
+    """
     plan = plan_tensors(files.tensors)
     notes = list(config.notes)
     if plan.vision:
@@ -81,9 +89,9 @@ def survey(folder: Path) -> Survey:
     quantize_like(model, plan.recipes, files.tensors, config.quantization)
     used = _without_unused(plan, config)
     unused = tuple(s for t, r in plan.recipes.items() if t not in used.recipes for s in r.sources)
-    _check_shapes(model, used, files, folder)
+    _check_shapes(model, used, files, files.folder)
 
-    conventions = norms.conventions(used, TensorReader(files.tensors).read, files.metadata)
+    conventions = norms.conventions(used, read or TensorReader(files.tensors).read, files.metadata)
     notes += conventions.notes
     return Survey(model, config, files, used, conventions, unused, tuple(notes))
 
