@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 GROWTH = 256  # tokens; capacity grows by this much at least, so that decode seldom copies
+
+Segment = tuple[mx.array, ...]  # one layer's memory of a span of tokens; the token axis is 2 in each array
+
+
+def own_copy(x: mx.array) -> mx.array:
+    """The same values in memory of their own: a slice would keep the whole buffer it was cut from alive."""
+    return x * mx.ones((), x.dtype)
 
 
 class KVCache:
@@ -17,6 +26,14 @@ class KVCache:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self.length = 0
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """Append a window, then let its queries see everything up to themselves.
+
+        q: [B, H, T, D]   k, v: [B, Hk, T, D], query head h reads key head h // (H / Hk) -> [B, H, T, D]
+        """
+        keys, values = self.extend(k, v)
+        return causal_attention(q, keys, values, scale)
 
     def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append a window; return all filled keys and values.
@@ -35,8 +52,7 @@ class KVCache:
 
     def _grow(self, keys: mx.array, values: mx.array, end: int) -> None:
         B, H, _, D = keys.shape
-        capacity = -(-end // GROWTH) * GROWTH
-        extra = capacity - self.length
+        extra = -(-end // GROWTH) * GROWTH - self.length
 
         def grown(old: mx.array | None, new: mx.array) -> mx.array:
             room = mx.zeros((B, H, extra, D), new.dtype)
@@ -49,6 +65,21 @@ class KVCache:
         n = min(n, self.length)
         self.length -= n
         return n
+
+    def segment(self, start: int, end: int) -> Segment:
+        """Copies of what is held of tokens [start, end)."""
+        assert self.keys is not None
+        assert self.values is not None
+        return own_copy(self.keys[:, :, start:end]), own_copy(self.values[:, :, start:end])
+
+    def load(self, segments: Sequence[Segment]) -> None:
+        """Hold exactly these segments, one after another."""
+        if not segments:
+            self.keys = self.values = None
+            self.length = 0
+            return
+        self.length = sum(segment[0].shape[2] for segment in segments)
+        self.keys, self.values = (joined_with_room(arrays, self.length) for arrays in zip(*segments))
 
     # mlx-lm's cache protocol: what its generate loop asks of a cache.
 
@@ -72,3 +103,16 @@ class KVCache:
 
     def empty(self) -> bool:
         return self.length == 0
+
+
+def causal_attention(q: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    """The last T positions of a text attend to all of it.   q: [B, H, T, D]   keys, values: [B, Hk, L, D]"""
+    mask = "causal" if q.shape[2] > 1 else None
+    return mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
+
+
+def joined_with_room(arrays: Sequence[mx.array], length: int) -> mx.array:
+    """Spans joined along the token axis, in a fresh buffer with room for the next tokens."""
+    B, H, _, D = arrays[0].shape
+    room = mx.zeros((B, H, -length % GROWTH or GROWTH, D), arrays[0].dtype)
+    return mx.concatenate([*arrays, room], axis=2)

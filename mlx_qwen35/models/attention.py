@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwen35.caches.kv import KVCache
+from mlx_qwen35.caches.kv import causal_attention
+from mlx_qwen35.caches.rows import AttentionCache
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.models.layers import RMSNorm
 from mlx_qwen35.models.rotary import Rotary
+from mlx_qwen35.models.windows import Part, side_by_side
 
 
 class Attention(nn.Module):
@@ -26,25 +30,37 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, config.norm_eps)
         self.rotary = Rotary(config.rotary)
 
-    def __call__(self, x: mx.array, cache: KVCache | None = None, positions: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: AttentionCache | None = None, positions: mx.array | None = None) -> mx.array:
         """x: [B, T, C]   positions: [3, B, T], or None for text that continues the cache -> [B, T, C]"""
+        return self._output(self._mix(self._project(x), cache, positions))
+
+    def packed(self, x: mx.array, parts: Sequence[Part]) -> mx.array:
+        """Windows of several sequences.   x: [1, N, C] -> the same"""
+        projected = self._project(x)
+        mixed = [self._mix([part.cut(p) for p in projected], part.cache, part.positions) for part in parts]
+        return self._output(side_by_side(mixed))
+
+    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Queries and their gate [B, T, H, D], keys and values [B, T, Hk, D]; q and k normed."""
         B, T, _ = x.shape
         q_and_gate = self.q_proj(x).reshape(B, T, self.heads, 2, self.head_dim)
         q, gate = q_and_gate[:, :, :, 0], q_and_gate[:, :, :, 1]
         k = self.k_proj(x).reshape(B, T, self.kv_heads, self.head_dim)
         v = self.v_proj(x).reshape(B, T, self.kv_heads, self.head_dim)
-        q = self.q_norm(q).swapaxes(1, 2)  # [B, H, T, D]
-        k = self.k_norm(k).swapaxes(1, 2)
-        v = v.swapaxes(1, 2)
+        return self.q_norm(q), gate, self.k_norm(k), v
+
+    def _mix(self, projected: Sequence[mx.array], cache: AttentionCache | None, positions: mx.array | None) -> mx.array:
+        """Attention over the cache and the window, gated: [B, T, H, D].   projected: what `_project` gives"""
+        q, gate, k, v = projected
+        q, k, v = q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, H, T, D]
         if positions is None:
-            offset = cache.length if cache is not None else 0
+            offset = cache.offset if cache is not None else 0
             q, k = self.rotary.text(q, offset), self.rotary.text(k, offset)
         else:
             q, k = self.rotary(q, positions), self.rotary(k, positions)
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        attended = mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=self.head_dim**-0.5, mask="causal" if T > 1 else None
-        )
-        gated = attended.swapaxes(1, 2) * mx.sigmoid(gate)  # [B, T, H, D]
-        return self.o_proj(gated.reshape(B, T, -1))
+        scale = self.head_dim**-0.5
+        attended = cache.attend(q, k, v, scale) if cache is not None else causal_attention(q, k, v, scale)
+        return attended.swapaxes(1, 2) * mx.sigmoid(gate)
+
+    def _output(self, gated: mx.array) -> mx.array:
+        return self.o_proj(gated.reshape(*gated.shape[:2], -1))

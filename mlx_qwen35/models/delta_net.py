@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwen35.caches.delta_state import DeltaState
+from mlx_qwen35.caches.delta_state import DeltaState, DraftWindow
+from mlx_qwen35.caches.rows import DeltaRows
 from mlx_qwen35.metal_kernels.delta_rule import gated_delta
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.models.layers import CausalConv, GatedRMSNorm
+from mlx_qwen35.models.windows import Part, side_by_side
+
+Memory = DeltaState | DeltaRows
 
 
 class GatedDeltaNet(nn.Module):
@@ -31,29 +37,45 @@ class GatedDeltaNet(nn.Module):
         self.norm = GatedRMSNorm(self.Dv, config.norm_eps)
         self.out_proj = nn.Linear(values, C, bias=False)
 
-    def __call__(self, x: mx.array, cache: DeltaState | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: Memory | None = None) -> mx.array:
         """x: [B, T, C] -> [B, T, C]; `cache` moves on by T tokens."""
-        B, T, _ = x.shape
-        qkv = self.in_proj_qkv(x)
-        z = self.in_proj_z(x).reshape(B, T, self.Hv, self.Dv)
+        return self._output(self._mix(self._project(x), cache, draft=False))
+
+    def packed(self, x: mx.array, parts: Sequence[Part]) -> mx.array:
+        """Windows of several sequences.   x: [1, N, C] -> the same"""
+        projected = self._project(x)
+        mixed = [self._mix([part.cut(p) for p in projected], part.cache, part.draft) for part in parts]
+        return self._output(side_by_side(mixed))
+
+    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """The convolution's inputs [B, T, conv_dim], the gate z [B, T, Hv, Dv], log decay and beta [B, T, Hv]."""
+        z = self.in_proj_z(x).reshape(*x.shape[:2], self.Hv, self.Dv)
         beta = mx.sigmoid(self.in_proj_b(x).astype(mx.float32))
         a = self.in_proj_a(x).astype(mx.float32)
         log_decay = -mx.exp(self.A_log.astype(mx.float32)) * nn.softplus(a + self.dt_bias)
+        return self.in_proj_qkv(x), z, log_decay, beta
 
+    def _mix(self, projected: Sequence[mx.array], cache: Memory | None, draft: bool) -> mx.array:
+        """Convolution, delta rule, gated norm: [B, T, Hv, Dv]. A draft is held by the cache, any other window stays."""
+        qkv, z, log_decay, beta = projected
+        B, T, _ = qkv.shape
         tail_and_qkv = mx.concatenate([self._tail(qkv, cache), qkv], axis=1)
         mixed = self.conv1d(tail_and_qkv).astype(mx.float32)
         q, k, v = mx.split(mixed, self.splits, axis=-1)
         q = _l2_norm(q.reshape(B, T, self.Hk, self.Dk)) * self.Dk**-0.5
         k = _l2_norm(k.reshape(B, T, self.Hk, self.Dk))
         v = v.reshape(B, T, self.Hv, self.Dv)
-
-        delta = cache.delta if cache is not None else None
-        output, delta = gated_delta(q, k, v, log_decay, beta, delta)
-        if cache is not None:
+        output, delta = gated_delta(q, k, v, log_decay, beta, cache.delta if cache is not None else None)
+        if cache is not None and draft:
+            cache.hold(DraftWindow(tail_and_qkv, k, v, log_decay, beta))
+        elif cache is not None:
             cache.advance(mx.contiguous(tail_and_qkv[:, T:]), delta, T)
-        return self.out_proj(self.norm(output, z).reshape(B, T, -1))
+        return self.norm(output, z)
 
-    def _tail(self, qkv: mx.array, cache: DeltaState | None) -> mx.array:
+    def _output(self, normed: mx.array) -> mx.array:
+        return self.out_proj(normed.reshape(*normed.shape[:2], -1))
+
+    def _tail(self, qkv: mx.array, cache: Memory | None) -> mx.array:
         """The raw inputs just before this window: [B, width - 1, conv_dim], zeros at the start of a text."""
         if cache is not None and cache.conv_tail is not None:
             return cache.conv_tail

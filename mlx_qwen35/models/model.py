@@ -12,13 +12,13 @@ import mlx.nn as nn
 
 from mlx_qwen35.caches.delta_state import DeltaState
 from mlx_qwen35.caches.kv import KVCache
+from mlx_qwen35.caches.rows import AttentionCache
 from mlx_qwen35.models.attention import Attention
 from mlx_qwen35.models.config import LINEAR, ModelConfig
 from mlx_qwen35.models.delta_net import GatedDeltaNet
 from mlx_qwen35.models.layers import MLP, RMSNorm
 from mlx_qwen35.models.moe import SparseMoE
-
-LayerCache = KVCache | DeltaState
+from mlx_qwen35.models.windows import LayerCache, Part, SequenceCache, Window, grouped
 
 
 class DecoderLayer(nn.Module):
@@ -38,15 +38,23 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
-    def __call__(self, x: mx.array, cache: LayerCache | None = None, positions: mx.array | None = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, cache: AttentionCache | DeltaState | None = None, positions: mx.array | None = None
+    ) -> mx.array:
         """x: [B, T, C] -> [B, T, C]"""
         normed = self.input_layernorm(x)
         if self.is_linear:
-            assert not isinstance(cache, KVCache)
-            x = x + self.linear_attn(normed, cache)
-        else:
-            assert not isinstance(cache, DeltaState)
-            x = x + self.self_attn(normed, cache, positions)
+            assert cache is None or isinstance(cache, DeltaState)
+            return self._feed_forward(x + self.linear_attn(normed, cache))
+        assert not isinstance(cache, DeltaState)
+        return self._feed_forward(x + self.self_attn(normed, cache, positions))
+
+    def packed(self, x: mx.array, parts: Sequence[Part]) -> mx.array:
+        """Windows of several sequences.   x: [1, N, C] -> the same"""
+        mixer = self.linear_attn if self.is_linear else self.self_attn
+        return self._feed_forward(x + mixer.packed(self.input_layernorm(x), parts))
+
+    def _feed_forward(self, x: mx.array) -> mx.array:
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -63,6 +71,13 @@ class Trunk(nn.Module):
         """Embeddings x: [B, T, C] -> hidden states after the final norm, [B, T, C]"""
         for i, layer in enumerate(self.layers):
             x = layer(x, cache[i] if cache is not None else None, positions)
+        return self.norm(x)
+
+    def packed(self, x: mx.array, windows: Sequence[Window]) -> mx.array:
+        """Windows of several sequences.   x: [1, N, C] -> the same; the windows' caches move on."""
+        groups = grouped(windows)
+        for i, layer in enumerate(self.layers):
+            x = layer.packed(x, [group.part(i) for group in groups])
         return self.norm(x)
 
 
@@ -95,7 +110,7 @@ class MTP(nn.Module):
         self,
         hidden: mx.array,
         next_embeddings: mx.array,
-        cache: KVCache | None = None,
+        cache: AttentionCache | None = None,
         positions: mx.array | None = None,
     ) -> mx.array:
         """hidden: [B, T, C], the trunk's (or, chained, this module's) output for positions t
@@ -120,7 +135,7 @@ class Model(nn.Module):
     def layers(self) -> list[DecoderLayer]:
         return self.language_model.model.layers
 
-    def make_cache(self) -> list[LayerCache]:
+    def make_cache(self) -> SequenceCache:
         """One empty cache a layer."""
         return [DeltaState() if layer.is_linear else KVCache() for layer in self.layers]
 
@@ -152,8 +167,18 @@ class Model(nn.Module):
             input_embeddings = self.embed(ids)
         return self.language_model.model(input_embeddings, cache, positions)
 
+    def step(self, windows: Sequence[Window]) -> mx.array:
+        """One step of several sequences, each with a window of its own length.
+
+        Returns the hidden states after the final norm of all windows in their order, [N, C]. Windows that are no
+        drafts are committed at once; of a draft, `windows.commit` says how much stays. Windows of equal length should
+        be neighbours: they are computed together.
+        """
+        rows = [self.embed(w.ids) if w.embeddings is None else w.embeddings for w in windows]
+        return self.language_model.model.packed(mx.concatenate(rows)[None], windows)[0]
+
     def embed(self, ids: mx.array) -> mx.array:
-        """ids: [B, T] -> [B, T, C]"""
+        """ids: [...] -> [..., C]"""
         return self.language_model.model.embed_tokens(ids)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -25,8 +25,8 @@ class Rotary:
         if config.factor > 1:
             self.scale = config.attention_factor or 0.1 * math.log(config.factor) + 1.0
 
-    def text(self, x: mx.array, offset: int) -> mx.array:
-        """Text tokens at positions offset, offset + 1, ...   x: [B, H, T, D] -> the same."""
+    def text(self, x: mx.array, offset: int | mx.array) -> mx.array:
+        """Text tokens at positions offset, offset + 1, ...   x: [B, H, T, D]   offset: of all rows, or [B] -> as x"""
         if self.scale != 1.0:
             x = mx.concatenate([x[..., : self.dims] * self.scale, x[..., self.dims :]], axis=-1)
         # `freqs` are wavelengths over 2 pi: mx.fast.rope divides positions by them.

@@ -1,0 +1,64 @@
+"""Several sequences' caches seen as one cache of B rows, for a group of windows of equal length.
+
+Each sequence keeps cache objects of its own, so sequences join and leave freely, and formats may differ within a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+from mlx_qwen35.caches.delta_state import DeltaState, DraftWindow
+from mlx_qwen35.caches.kv import Segment
+
+
+class AttentionCache(Protocol):
+    """What every format of keys and values offers: `kv.KVCache` and the quantized ones."""
+
+    length: int
+
+    @property
+    def offset(self) -> int | mx.array: ...
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array: ...
+
+
+class SequenceKV(AttentionCache, Protocol):
+    """The same, for the memory of one sequence."""
+
+    def trim(self, n: int) -> int: ...
+    def segment(self, start: int, end: int) -> Segment: ...
+    def load(self, segments: Sequence[Segment]) -> None: ...
+    @property
+    def state(self) -> list[mx.array]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class KVRows:
+    """Attention runs row by row: lengths differ, and only a quarter of the layers attend."""
+
+    def __init__(self, rows: Sequence[SequenceKV], offsets: mx.array) -> None:
+        """offsets: [B], the rows' lengths, shared by all layers of a step"""
+        self.rows, self.offset = rows, offsets
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+        """q: [B, H, T, D]   k, v: [B, Hk, T, D] -> [B, H, T, D]"""
+        cut = [slice(i, i + 1) for i in range(len(self.rows))]
+        return mx.concatenate([row.attend(q[i], k[i], v[i], scale) for row, i in zip(self.rows, cut)])
+
+
+class DeltaRows:
+    """The recurrence runs for all rows at once; a window that is a draft is held by each row for itself."""
+
+    def __init__(self, rows: Sequence[DeltaState]) -> None:
+        self.rows = rows
+        self.conv_tail, self.delta = DeltaState.together(rows)
+
+    def advance(self, conv_tail: mx.array, delta: mx.array, tokens: int) -> None:
+        DeltaState.advance_together(self.rows, conv_tail, delta, tokens)
+
+    def hold(self, draft: DraftWindow) -> None:
+        for i, row in enumerate(self.rows):
+            row.hold(draft.row(i))
