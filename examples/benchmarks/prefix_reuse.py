@@ -1,6 +1,6 @@
-"""How much of a growing conversation is computed again: three scripts, our runtime and mlx_lm.server turn by turn.
+"""How much of a growing conversation is computed again: four scripts, our runtime and mlx_lm.server turn by turn.
 
-    python -m examples.benchmarks.prefix_reuse [--scripts ABC] [--turns N] [--no-peer] [--verbose]
+    python -m examples.benchmarks.prefix_reuse [--scripts ABCD] [--turns N] [--no-peer] [--verbose]
 
 The checkpoint is a puppet (tests/support/puppet.py): the real vocabulary and chat template, weights that answer each
 turn with reasoning, tool calls and text of their own, so a cache that is restored wrongly shows as a wrong text. Both
@@ -32,11 +32,12 @@ TURN_HEAD = ("turn", "prompt", "LCP", "re-rendered", "cached", "ratio", "s", "pe
 
 
 def scripts(keys: str, turns: int) -> list[Script]:
-    """The scripts named by `keys`; turns: tool rounds in A, questions in B; C has about as many answers."""
+    """The scripts named by `keys`; turns: tool rounds in A and D, questions in B; C has about as many answers."""
     made = {
         "A": lambda: reuse_scripts.tool_loop(turns),
         "B": lambda: reuse_scripts.questions(turns),
         "C": lambda: reuse_scripts.mixed(max(turns // 3, 2)),
+        "D": lambda: reuse_scripts.tool_loop(turns, respelled=True),
     }
     return [made[key]() for key in keys]
 
@@ -136,7 +137,7 @@ def measure(chosen: list[Script], with_peer: bool, verbose: bool) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scripts", default="ABC", help="which of A, B and C (default all)")
+    parser.add_argument("--scripts", default="ABCD", help="which of A, B, C and D (default all)")
     parser.add_argument("--turns", type=int, default=20, help="length of a script (default 20)")
     parser.add_argument("--no-peer", action="store_true", help="our side alone")
     parser.add_argument("--verbose", action="store_true", help="a line a turn as well")

@@ -12,7 +12,7 @@ from typing import Any
 
 from examples.benchmarks.mlx_lm_server import MlxLmServer, PeerError
 from examples.benchmarks.reuse_scripts import NAMES, TOPICS, VOICES, Script, Turn
-from examples.benchmarks.reuse_truth import Reuse, common_prefix, new_messages_at
+from examples.benchmarks.reuse_truth import Reuse, new_messages_at, shared_tokens
 from mlx_qwen35.chat.events import Content, Finished, PrefillProgress, Reasoning, ToolCallEnd, Usage
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.runtime import ChatRequest, Runtime
@@ -98,12 +98,12 @@ def ask_peer(peer: MlxLmServer, request: ChatRequest) -> Answer:
 
 
 class Conversation:
-    """One script on its way: the messages so far, and all ids that either side has seen."""
+    """One script on its way: the messages so far, and the text of all prompts with their answers."""
 
     def __init__(self, script: Script, says: puppet.Script) -> None:
         self.script, self._says = script, says
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": script.system}]
-        self.seen: list[list[int]] = []
+        self.seen: list[bytes] = []
         self._user = says.tokenizer.encode("<|im_start|>user")
 
     def request(self, turn: Turn) -> ChatRequest:
@@ -114,11 +114,11 @@ class Conversation:
         return ChatRequest(messages, self.script.tools, turn.thinking, max_tokens=MAX_TOKENS)
 
     def reuse(self, ids: Sequence[int], turn: Turn, answer: Answer) -> Reuse:
-        """The truth about a prompt's ids, and what the answer says of them."""
-        shared = max((common_prefix(ids, earlier) for earlier in self.seen), default=0)
+        """The truth about a prompt's ids, as the answering side spells them, and what the answer says of them."""
+        shared = shared_tokens([self._says.tokenizer.token_bytes(token) for token in ids], self.seen)
         old = new_messages_at(ids, self._user) if self.seen else 0
         if answer.usage.prompt_tokens != len(ids):
-            note = f"counts {answer.usage.prompt_tokens} prompt tokens"
+            note = f"counts {answer.usage.prompt_tokens} prompt tokens, not {len(ids)}"
         elif not self.is_scripted(turn, answer):
             note = "SAYS SOMETHING ELSE"
         else:
@@ -141,9 +141,9 @@ class Conversation:
         right = texts and calls == [True] * bool(call)
         return right and answer.usage.completion_tokens == len(self._reply(turn))
 
-    def advance(self, ids: list[int], turn: Turn, request: ChatRequest, answer: Answer) -> None:
-        """Remember a turn: its ids as sampled, and the messages that the next one sends."""
-        self.seen.append(ids + self._reply(turn))
+    def advance(self, prompt: str, turn: Turn, request: ChatRequest, answer: Answer) -> None:
+        """Remember a turn: its text with the answer, and the messages that the next one sends."""
+        self.seen.append((prompt + self._says.tokenizer.decode(self._reply(turn))).encode())
         self.messages = [*map(dict, request.messages), answer.message()]
 
     def _reply(self, turn: Turn) -> list[int]:
@@ -165,17 +165,17 @@ def run(runtime: Runtime, peer: MlxLmServer | None, script: Script, says: puppet
     conversation, report = Conversation(script, says), Report(script)
     for i, turn in enumerate(script.turns):
         request = conversation.request(turn)
-        ids = prompt_ids(runtime, request)
-        sides = ("ours", "peer") if i % 2 == 0 else ("peer", "ours")
+        prompt = runtime.render(request)
+        ids = {"ours": prompt_ids(runtime, request), "peer": runtime.tokenizer.encode(prompt)}
         answer = Answer()
-        for side in sides:
+        for side in ("ours", "peer") if i % 2 == 0 else ("peer", "ours"):
             if side == "ours":
                 answer = ask(runtime, request)
-                report.ours.append(conversation.reuse(ids, turn, answer))
+                report.ours.append(conversation.reuse(ids[side], turn, answer))
             elif peer is not None and not report.failure:
                 try:
-                    report.peer.append(conversation.reuse(ids, turn, ask_peer(peer, request)))
+                    report.peer.append(conversation.reuse(ids[side], turn, ask_peer(peer, request)))
                 except PeerError as error:
                     report.failure = f"turn {i + 1}: {error}"
-        conversation.advance(ids, turn, request, answer)
+        conversation.advance(prompt, turn, request, answer)
     return report, conversation

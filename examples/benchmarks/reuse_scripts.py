@@ -1,15 +1,16 @@
-"""Three conversations whose history grows, and what the puppet says in them. Texts only; runs nothing.
+"""Conversations whose history grows, and what the puppet says in them. Texts only; runs nothing.
 
 A: one question, then a long loop of tool calls and tool results. B: many questions with thinking on, where the
 template strips the reasoning of earlier turns. C: questions with a tool loop each, thinking switched in between.
-Each incoming message carries one voice word (see tests/support/puppet.py) and one topic; nothing else does.
+D: A again, where one answer in four is sampled in other tokens than the tokenizer would choose. Each incoming message
+carries one voice word (see tests/support/puppet.py) and one topic; nothing else does.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.support.puppet import Voice
@@ -28,6 +29,12 @@ READ = (
     "<tool_call>\n<function=read_note>\n<parameter=title>\nfield report, {topic}\n</parameter>\n"
     "</function>\n</tool_call>"
 )
+INSPECT = Voice(
+    "inspect",
+    "That result names a report on the {topic}. {name} prefers evidence over guesses, hence reading it is worth "
+    "the time.",
+    "I will open the report about the {topic}.\n\n" + READ,
+)
 VOICES = (
     Voice(
         "briefly",
@@ -44,12 +51,8 @@ VOICES = (
         "Should any of this surprise you, {name}, compare it against older books.",
     ),
     Voice("proceed", "My notes may cover the {topic}; one search will tell.", CALL),
-    Voice(
-        "inspect",
-        "That result names a report on the {topic}. {name} prefers evidence over guesses, hence reading it is worth "
-        "the time.",
-        "I will open the report about the {topic}.\n\n" + READ,
-    ),
+    INSPECT,
+    replace(INSPECT, word="examine", respelled=(" ev", "idence")),
     Voice(
         "conclude",
         "Enough was collected. The {topic} was the last open point, so {name} can get a summary now.",
@@ -115,11 +118,13 @@ class Script:
         )
 
 
-def tool_loop(rounds: int = 20) -> Script:
-    """A: one user question, `rounds` tool calls and an answer at the end."""
+def tool_loop(rounds: int = 20, respelled: bool = False) -> Script:
+    """A: one user question, `rounds` tool calls and an answer at the end. D, where some are respelled."""
     topics = itertools.cycle(TOPICS)
-    turns = [_question("proceed", next(topics), 0), *_results(rounds, topics)]
-    return Script("A", f"one tool loop of {rounds} rounds", NAMES[0], TOOLS, turns)
+    voices = ("inspect", "proceed", "examine", "proceed") if respelled else ("inspect", "proceed")
+    turns = [_question("proceed", next(topics), 0), *_results(rounds, topics, voices=voices)]
+    key, title = ("D", ", some answers respelled") if respelled else ("A", "")
+    return Script(key, f"one tool loop of {rounds} rounds{title}", NAMES[0], TOOLS, turns)
 
 
 def questions(count: int = 20) -> Script:
@@ -152,11 +157,16 @@ def _question(voice: str, topic: str, i: int, thinking: bool = True) -> Turn:
     return Turn("user", f"Question {i + 1}. {details} Please {voice}, and keep to the {topic}.", voice, topic, thinking)
 
 
-def _results(rounds: int, topics: itertools.cycle[str], thinking: bool = True) -> list[Turn]:
+def _results(
+    rounds: int,
+    topics: itertools.cycle[str],
+    thinking: bool = True,
+    voices: Sequence[str] = ("inspect", "proceed"),
+) -> list[Turn]:
     """Tool results; all but the last call for one more call."""
     turns = []
     for i in range(rounds):
-        voice = "conclude" if i == rounds - 1 else ("inspect", "proceed")[i % 2]
+        voice = "conclude" if i == rounds - 1 else voices[i % len(voices)]
         topic = next(topics)
         lines = [f"{n + 1}. {_FILLER[(i + n) % len(_FILLER)]}" for n in range(3 + 2 * (i % 3))]
         text = "\n".join([f"{len(lines)} lines found:", *lines, f"Hint: {voice} with the {topic}."])

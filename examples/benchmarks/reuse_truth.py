@@ -1,7 +1,13 @@
-"""What could have been reused, from ids alone: the outside truth that cached-token counts are held against."""
+"""What could have been reused: the outside truth that cached-token counts are held against.
+
+Prefixes are compared as text and counted in tokens. Where ids are spelled as the tokenizer spells them this is the
+longest common prefix of ids; where an answer was sampled otherwise, a side that takes it apart again and so misses it
+is not excused.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -49,8 +55,14 @@ class Total:
     first_seconds: float | None  # median over the thinking turns after the first; None without any
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences begin with in common."""
+def shared_tokens(pieces: Sequence[bytes], earlier: Sequence[bytes]) -> int:
+    """How many tokens of a prompt, given as bytes, lie within its longest common prefix with any of `earlier`."""
+    whole = b"".join(pieces)
+    common = max((_common_prefix(whole, text) for text in earlier), default=0)
+    return sum(end <= common for end in itertools.accumulate(map(len, pieces)))
+
+
+def _common_prefix(one: bytes, other: bytes) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from examples.benchmarks.reuse_truth import Reuse, common_prefix, new_messages_at, total
+from examples.benchmarks.reuse_truth import Reuse, new_messages_at, shared_tokens, total
 
 
-def test_a_prefix_ends_where_the_shorter_one_ends() -> None:
-    assert common_prefix([1, 2, 3], [1, 2, 3, 4]) == 3
-    assert common_prefix([1, 2, 9, 4], [1, 2, 3, 4]) == 2
-    assert common_prefix([], [1]) == 0
+def test_only_tokens_that_lie_wholly_in_the_common_text_are_shared() -> None:
+    prompt = [b"one", b" two", b" three"]
+    assert shared_tokens(prompt, [b"one two thr", b"on"]) == 2
+    assert shared_tokens(prompt, [b"one two three four"]) == 3
+    assert shared_tokens(prompt, []) == 0
+
+
+def test_a_respelled_answer_is_shared_all_the_same() -> None:
+    assert shared_tokens([b"val", b"leys", b" end"], [b"valleys en"]) == 2
 
 
 def test_new_messages_begin_at_the_last_user_block_with_its_line_break() -> None:

@@ -21,11 +21,16 @@ Context = tuple[str, tuple[int, ...]]  # voice word; last token, the ones before
 
 @dataclass(frozen=True)
 class Voice:
-    """One reply. `word` in the text chooses it; `{topic}` and `{name}` stand for words, a space before each."""
+    """One reply. `word` in the text chooses it; `{topic}` and `{name}` stand for words, a space before each.
+
+    respelled: pieces of text that are sampled one by one where the tokenizer would make one token of them all, as
+    models now and then do: such a reply comes back in other ids when its text is tokenised again.
+    """
 
     word: str
     reasoning: str
     content: str
+    respelled: tuple[str, ...] = ()
 
 
 class Script:
@@ -56,12 +61,21 @@ class Script:
         ids, start = self.tokenizer.encode(opening + text + LAST_TOKEN), self.tokenizer.encode(opening)
         if ids[: len(start)] != start:
             raise ValueError(f"the reply of {word!r} melts into the prompt's last token")
-        return ids[len(start) :]
+        return self._respelled(ids[len(start) :], voice.respelled)
 
     def coded(self) -> list[int]:
         """Every token that stands in a context or is said, by class."""
         found = {token for (_, context), token in self.table.items() for token in (*context, token)}
         return sorted(found | {self.classes.get(token, token) for token in self._openings()})
+
+    def _respelled(self, ids: list[int], pieces: tuple[str, ...]) -> list[int]:
+        if not pieces:
+            return ids
+        whole = self.tokenizer.encode("".join(pieces))
+        if len(whole) != 1:
+            raise ValueError(f"{''.join(pieces)!r} is {len(whole)} tokens; only a single one can be respelled")
+        apart = [token for piece in pieces for token in self.tokenizer.encode(piece)]
+        return [part for token in ids for part in (apart if token == whole[0] else [token])]
 
     def _single(self, word: str) -> int:
         ids = self.tokenizer.encode(f" {word}")

@@ -104,6 +104,14 @@ def test_a_slot_that_opens_a_line_is_refused(tokenizer: Tokenizer) -> None:
         Script(tokenizer, [Voice("briefly", "{name} asks.", "Yes.")], TOPICS, NAMES)
 
 
+def test_a_respelled_word_is_the_same_text_in_other_tokens(tokenizer: Tokenizer) -> None:
+    plain = Script(tokenizer, [Voice("briefly", "So.", "Quiet valleys.")], TOPICS, NAMES)
+    spelled = Script(tokenizer, [Voice("briefly", "So.", "Quiet valleys.", (" val", "leys"))], TOPICS, NAMES)
+    replies = [script.reply("briefly", "wolf", "Ada", False) for script in (plain, spelled)]
+    assert tokenizer.decode(replies[0]) == tokenizer.decode(replies[1])
+    assert len(replies[1]) == len(replies[0]) + 1
+
+
 def test_words_of_several_tokens_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="2 tokens"):
         Script(tokenizer, VOICES, ["heron"], NAMES)
