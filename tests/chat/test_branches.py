@@ -121,6 +121,21 @@ def test_a_system_text_that_changes_behind_the_tools(chat: Chat) -> None:
     assert none.tools_end in none.checkpoints
 
 
+def test_the_tools_end_at_the_last_token_that_is_all_theirs(chat: Chat) -> None:
+    text = chat.template.render([SYSTEM, user("the weather?")], tools=TOOLS)
+    prompt = chat.transcript.prompt(text)
+    theirs = text.partition("\n\n" + SYSTEM["content"])[0]
+    lengths = [len(chat.tokenizer.decode(prompt.ids[: prompt.tools_end + more])) for more in (0, 1)]
+    assert lengths[0] <= len(theirs) < lengths[1]
+
+
+def test_a_header_that_shares_a_token_with_blank_lines_ends_before_it(chat: Chat) -> None:
+    """The line break alone is another token, so a body past it would be past what renderings share."""
+    plain, blank = (chat.transcript.prompt(f"<|im_start|>assistant\n{text}") for text in ("the", "\n\nthe"))
+    assert [turn.role for turn in plain.turns + blank.turns] == ["assistant", "assistant"]
+    assert blank.turns[0].body == common_length(plain.ids, blank.ids) == plain.turns[0].body - 1
+
+
 def test_a_system_text_that_changes_without_tools_shares_nothing_worth_a_state(chat: Chat) -> None:
     first = chat.prompt([SYSTEM, user("the weather?")])
     changed = chat.prompt([system("Be kind."), user("the weather?")])
