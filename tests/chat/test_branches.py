@@ -41,7 +41,8 @@ def recomputed(earlier: Prompt, later: Prompt) -> int:
 
 def test_reasoning_is_stripped_once_a_new_question_comes(chat: Chat) -> None:
     """The common prefix ends at the answer's body, exactly."""
-    for options in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+    cases: list[dict[str, Any]] = [{}, {"enable_thinking": True}, {"enable_thinking": False}]
+    for options in cases:
         messages = [SYSTEM, user("the weather?")]
         thinks = chat.template.opens_thinking(chat.template.render(messages, **options))
         message = assistant("It is fine.", "look it up" if thinks else None)

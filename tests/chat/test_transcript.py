@@ -70,7 +70,7 @@ def test_an_answer_comes_back_as_sampled(name: str, reasoning: str, content: str
     prompt = transcript.prompt(OPEN)
     answer = f"{reasoning}\n</think>\n\n{content}"
     spelled = sample(tokens, answer, seed)
-    stop = [] if end is None else [tokens.token_id(end)]
+    stop = [] if end is None else tokens.encode(end)
     transcript.remember(prompt, [*spelled, *stop])
     later = f"{OPEN}{answer}<|im_end|>{NEXT}"
     ids = transcript.prompt(later).ids
