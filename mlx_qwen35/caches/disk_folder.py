@@ -164,7 +164,8 @@ class _Tree:
 
     def in_order(self) -> Iterator[list[StoredFile]]:
         lost = [node for node in self._nodes.values() if not node.reachable]
-        for node in sorted(lost, key=_last_use):
+        # What is damaged goes before a whole subtree, which is of use again once the node above it is written anew.
+        for node in sorted(lost, key=lambda node: (node.parent is not None, _last_use(node))):
             yield node.files
         found = [name for name, node in self._nodes.items() if node.reachable]
         for name in sorted(found, key=lambda name: _last_use(self._nodes[name])):

@@ -153,8 +153,8 @@ class DiskStore:
             return disk_files.read(path, self._byte_budget)
         except Damaged as error:
             self._discard([(path, str(error))])
-        except FileNotFoundError:
-            pass  # evicted, perhaps by another process
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # evicted, perhaps by another process; or nothing was ever stored
         except OSError as error:
             self._notices.unreadable(error)
         except MemoryError:

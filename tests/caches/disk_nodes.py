@@ -78,14 +78,14 @@ def disk_usage(folder: Path) -> int:
 
 
 def write_for_ever(folder: Path, seed: int, budget: int) -> None:
-    """What the processes do that the tests kill or race: chains of nodes, told on stdout as soon as they are queued."""
+    """What the processes do that the tests kill or race: chains of nodes whose third id is their size."""
     store = open_store(folder, [], byte_budget=budget)
     print("ready", flush=True)
     for turn in range(1 << 30):
         parent = ROOT
         for depth in range(4):
-            size = 20_000 + 1000 * ((seed + turn) % 50)
-            parent = put(store, parent, [seed + turn % 5, depth, size], size)
+            size = 20_000 + 1000 * (turn % 50)
+            parent = put(store, parent, [seed, depth, size], size)
 
 
 if __name__ == "__main__":
