@@ -1,8 +1,13 @@
-"""The numbers that shape an answer, as plain data that every part may hold. No mlx, no text."""
+"""What users may choose, as plain data that every part may hold. No mlx, no text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+GIB = 1 << 30
+PLAIN = 16  # kv_bits of a cache that is not quantized
+KV_BITS = (16, 8, 4)
 
 
 @dataclass(frozen=True)
@@ -23,3 +28,22 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What is remembered, and how.
+
+    kv_bits: of keys and values: 16, 8 or 4
+    prefix_bytes: memory for prefixes of earlier texts; None takes half of what the caches may have, up to 8 GiB
+    disk: folder in which prefixes outlive the process; None keeps them in memory only
+    disk_bytes: of that folder, for all models together   disk_bytes_a_day: written at most, to spare the SSD
+    max_sequences: answered at the same time; more wait
+    """
+
+    kv_bits: int = PLAIN
+    prefix_bytes: int | None = None
+    disk: Path | None = None
+    disk_bytes: int = 20 * GIB
+    disk_bytes_a_day: int = 40 * GIB
+    max_sequences: int = 16

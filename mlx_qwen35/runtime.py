@@ -8,39 +8,34 @@ for event in runtime.chat(ChatRequest([{"role": "user", "content": "Hello"}])):
 
 from __future__ import annotations
 
-import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mlx_qwen35.chat import presets
-from mlx_qwen35.chat.events import (
-    Content,
-    Event,
-    Finished,
-    FinishReason,
-    ParsedEvent,
-    PrefillProgress,
-    Reasoning,
-    ToolCallEnd,
-    Usage,
-)
+from mlx_qwen35.chat.answer import Answer
+from mlx_qwen35.chat.divergence import explain, rerendered
+from mlx_qwen35.chat.events import Event, Finished, FinishReason, PrefillProgress, Usage
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
 from mlx_qwen35.chat.parser import OutputParser
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.chat.template import ChatTemplate
 from mlx_qwen35.chat.tokenizer import Tokenizer
+from mlx_qwen35.chat.transcript import Prompt, Transcript
 from mlx_qwen35.errors import CheckpointError, RequestError
-from mlx_qwen35.generation.generate import generate
 from mlx_qwen35.generation.mlx_thread import MLXThread
-from mlx_qwen35.generation.sampling import Sampler, check_sampling
+from mlx_qwen35.generation.request import Line, Prefilled, Request, Reuse
+from mlx_qwen35.generation.sampling import check_sampling
+from mlx_qwen35.generation.start import start_engine
+from mlx_qwen35.generation.stats import Stats
 from mlx_qwen35.hub.family import FAMILY
 from mlx_qwen35.hub.jsonfile import read_json
 from mlx_qwen35.models.config import ModelConfig, read_config
-from mlx_qwen35.models.fit import fetch_if_it_fits
+from mlx_qwen35.models.fit import cache_bytes, fetch_if_it_fits
 from mlx_qwen35.models.weights import LoadedModel, Progress, load_model
-from mlx_qwen35.options import GREEDY, Sampling
+from mlx_qwen35.options import GREEDY, CacheOptions, Sampling
 
 USUAL_ANSWER = 32_768  # tokens; what the model cards advise for most questions
 USUAL_CONTEXT = 8_192  # tokens the memory plan counts when the user names no context
@@ -70,15 +65,27 @@ class ChatRequest:
 
 
 class Runtime:
-    """A loaded checkpoint that answers chat requests, one after another, from any thread."""
+    """A loaded checkpoint that answers chat requests from any thread, many at a time."""
 
-    def __init__(self, folder: Path, loaded: LoadedModel, thread: MLXThread, name: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        loaded: LoadedModel,
+        thread: MLXThread,
+        name: str,
+        cache_bytes: int,
+        caches: CacheOptions,
+        warn: Callable[[str], None],
+    ) -> None:
         self.folder, self.name = folder, name
         self.config = loaded.config
+        self.caches = caches
         self.tokenizer = Tokenizer.from_folder(folder)
         self.template = ChatTemplate.from_folder(folder)
+        self.transcript = Transcript(self.tokenizer, self.template)
         self.notes = loaded.notes  # what people should know of how it was loaded
-        self._model, self._thread = loaded.model, thread
+        self._thread = thread
+        self._engine = thread.call(lambda: start_engine(loaded.model, thread, folder, cache_bytes, caches, warn))
         self._size = released_size(loaded.config)
         self._greedy_by_default = _asks_for_greedy(folder)
 
@@ -91,24 +98,33 @@ class Runtime:
         force: bool = False,
         offline: bool = False,
         progress: Progress | None = None,
+        caches: CacheOptions = CacheOptions(),  # noqa: B008 (frozen)
+        warn: Callable[[str], None] = warnings.warn,
     ) -> Runtime:
         """Load a checkpoint by folder, hub id or short name, downloading it if need be.
 
         context: tokens that the memory plan counts   force: load even what does not fit
+        caches: what is remembered between requests   warn: takes a line for people, from any thread
         Raises UserError: one line that says what is wrong and what to do.
         """
-        folder = fetch_if_it_fits(name, context, force, offline)
+        folder, plan = fetch_if_it_fits(name, context, force, offline)
         _check_vocabulary(folder)
         thread = MLXThread()
         try:
-            return cls(folder, thread.call(lambda: load_model(folder, progress)), thread, name)
+            loaded = thread.call(lambda: load_model(folder, progress))
+            return cls(folder, loaded, thread, name, cache_bytes(plan), caches, warn)
         except BaseException:
             thread.close()
             raise
 
     def close(self) -> None:
-        """Cancel what runs, and end the runtime's thread. It answers nothing after."""
+        """Cancel what runs, save what is to outlive the process, and end the runtime's thread."""
+        self._engine.close()
         self._thread.close()
+
+    def stats(self) -> Stats:
+        """Speeds, reuse, memory."""
+        return self._engine.stats()
 
     def sampling(self, request: ChatRequest) -> Sampling:
         """The numbers that would shape the answer to `request`. RequestError for unknown names and values."""
@@ -136,112 +152,120 @@ class Runtime:
             enable_thinking=request.enable_thinking,
         )
 
+    def prompt(self, request: ChatRequest) -> Prompt:
+        """The prompt as token ids, answers of this runtime in it as they were sampled."""
+        return self.transcript.prompt(self.render(request))
+
     def chat(self, request: ChatRequest) -> Iterator[Event]:
-        """Answer. The last event is `Finished`; closing the iterator cancels within one token.
+        """Answer. The last event is `Finished`; closing the iterator cancels within one step.
 
         Raises RequestError before the first event when the request cannot be rendered or run.
         """
-        prompt = self.render(request)
-        ids = self.tokenizer.encode(prompt)
-        sampling = self.sampling(request)
+        running = self.start(request)
+        try:
+            for item in running.line:
+                yield from running.take(item)
+                if running.over:
+                    break
+            yield from running.finish()
+        finally:
+            running.close()
+
+    def start(self, request: ChatRequest) -> Running:
+        """Hand a request to the engine. For callers with a loop of their own; all others use `chat`.
+
+        Raises RequestError when it cannot be rendered or run.
+        """
+        text = self.render(request)
+        prompt = self.transcript.prompt(text)
         max_tokens = USUAL_ANSWER if request.max_tokens is None else request.max_tokens
         if max_tokens < 1:
             raise RequestError(f"max_tokens is {max_tokens}; it should be at least 1.")
-        answer = _Answer(
-            OutputParser(normalise_tools(request.tools), self.template.opens_thinking(prompt)),
-            StopStrings(request.stop),
-            Usage(prompt_tokens=len(ids)),
+        parser = OutputParser(normalise_tools(request.tools), self.template.opens_thinking(text))
+        line = self._engine.submit(
+            Request(
+                prompt.ids,
+                self.tokenizer.vocab_size,
+                max_tokens,
+                self.sampling(request),
+                frozenset(self.tokenizer.stop_ids),
+                request.seed,
+                request.logit_bias,
+                prompt.pivots,
+                self.caches.kv_bits,
+            )
         )
-
-        def tokens() -> Iterator[int | PrefillProgress]:
-            # The sampler is made on the MLX thread, which owns its random key.
-            sampler = Sampler(sampling, self.tokenizer.vocab_size, request.seed, request.logit_bias)
-            yield from generate(self._model, ids, sampler, max_tokens, self._report)
-
-        return self._events(answer, tokens)
-
-    def _report(self, done: int, total: int) -> None:
-        """Called by the prefill after each window. Ends it there when the request was cancelled."""
-        self._thread.emit(PrefillProgress(done, total))
-
-    def _events(self, answer: _Answer, tokens: Callable[[], Iterator[int | PrefillProgress]]) -> Iterator[Event]:
-        text = self.tokenizer.stream()
-        reason: FinishReason = "length"
-        stream = self._thread.stream(tokens)
-        try:
-            for token in stream:
-                if isinstance(token, PrefillProgress):
-                    yield token
-                    continue
-                answer.count()
-                if token in self.tokenizer.stop_ids:
-                    reason = "stop"
-                    break
-                yield from answer.feed(text.add(token))
-                if answer.stopped:
-                    reason = "stop"
-                    break
-        finally:
-            stream.close()
-        yield from answer.finish(text.finish())
-        yield Finished("tool_calls" if answer.called and reason == "stop" else reason, answer.usage())
+        return Running(self.transcript, self.tokenizer, prompt, line, Answer(parser, StopStrings(request.stop)))
 
 
-class _Answer:
-    """One answer in the making: parsed, cut at stop strings, counted and timed."""
+class Running:
+    """One request on its way: the engine's token ids in, events out."""
 
-    def __init__(self, parser: OutputParser, stops: StopStrings, usage: Usage) -> None:
-        self._parser, self._stops, self._usage = parser, stops, usage
-        self._started = time.perf_counter()
-        self._first: float | None = None
-        self._tokens = self._reasoning_tokens = 0
-        self.called = False
+    def __init__(
+        self, transcript: Transcript, tokenizer: Tokenizer, prompt: Prompt, line: Line, answer: Answer
+    ) -> None:
+        self.prompt, self.line = prompt, line
+        self.sampled: list[int] = []
+        self._transcript, self._tokenizer, self._answer = transcript, tokenizer, answer
+        self._text = tokenizer.stream()
+        self._reason: FinishReason = "length"
 
     @property
-    def stopped(self) -> bool:
-        return self._stops.stopped
+    def over(self) -> bool:
+        """Whether no more is wanted, whatever the engine has still to say."""
+        return self._reason == "stop"
 
-    def count(self) -> None:
-        self._first = self._first or time.perf_counter()
-        self._tokens += 1
+    def take(self, item: int | Prefilled) -> Iterator[Event]:
+        """The events that one item of the line makes certain."""
+        if isinstance(item, Prefilled):
+            yield PrefillProgress(item.done, item.total, item.cached)
+            return
+        self.sampled.append(item)
+        self._answer.count()
+        if item in self._tokenizer.stop_ids:
+            self._reason = "stop"
+            return
+        yield from self._answer.feed(self._text.add(item))
+        if self._answer.stopped:
+            self._reason = "stop"
 
-    def feed(self, text: str) -> Iterator[ParsedEvent]:
-        events = self._parser.feed(text)
-        for i, event in enumerate(events):
-            if isinstance(event, Reasoning):
-                self._reasoning_tokens = self._tokens
-                events[i] = replace(event, tokens=self._tokens)
-        return self._cut(events)
+    def finish(self) -> Iterator[Event]:
+        """What remains, when the engine has nothing more to say or no more is wanted."""
+        for item in self.line if self.over and not self._answer.stopped else ():
+            assert not isinstance(item, int), "a token after the last one"
+        if self.line.ended is not None and self.line.ended.reason == "cancelled":
+            self._reason = "cancelled"
+        yield from self._answer.finish(self._text.finish())
+        called = self._answer.called and self._reason == "stop"
+        yield Finished("tool_calls" if called else self._reason, self._usage())
 
-    def finish(self, text: str) -> Iterator[ParsedEvent]:
-        if not self.stopped:
-            yield from self._cut([*self._parser.feed(text), *self._parser.finish()])
-            if rest := self._stops.finish():
-                yield Content(rest)
+    def close(self) -> None:
+        """Let the engine go on with others, and remember how this answer was sampled."""
+        self.line.cancel()
+        self._transcript.remember(self.prompt, self.sampled)
 
-    def _cut(self, events: Sequence[ParsedEvent]) -> Iterator[ParsedEvent]:
-        for event in events:
-            if self.stopped:
-                return
-            if isinstance(event, Content):
-                if shown := self._stops.feed(event.text):
-                    yield Content(shown)
-                continue
-            if rest := self._stops.finish():
-                yield Content(rest)
-            self.called = self.called or isinstance(event, ToolCallEnd)
-            yield event
-
-    def usage(self) -> Usage:
-        now = time.perf_counter()
-        first = self._first or now
+    def _usage(self) -> Usage:
+        reuse, ended = self.line.reuse, self.line.ended
+        usage = self._answer.usage()
+        note, again = self._compared(reuse)
         return replace(
-            self._usage,
-            completion_tokens=self._tokens,
-            reasoning_tokens=self._reasoning_tokens,
-            prefill_seconds=first - self._started,
-            decode_seconds=now - first,
+            usage,
+            prompt_tokens=len(self.prompt.ids),
+            cached_tokens=reuse.cached,
+            rerendered_tokens=again,
+            cache_note=note,
+            queue_seconds=ended.queued if ended else 0.0,
         )
+
+    def _compared(self, reuse: Reuse) -> tuple[str, int]:
+        """Why not more was reused, and how many tokens of earlier turns were computed again."""
+        if reuse.common == 0:
+            return "nothing in common with an earlier prompt", 0
+        again = rerendered(self.prompt, self._transcript.read(reuse.nearest), reuse.common)
+        if not again and reuse.common == reuse.cached:
+            return "", 0
+        note = explain(self.prompt, reuse.nearest, reuse.common, self._tokenizer)
+        return note + ("; more was known, but had to make room" if reuse.lost else ""), again
 
 
 def released_size(config: ModelConfig) -> str | None:

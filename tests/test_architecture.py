@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "errors options blas",
     "hub chat",
-    "metal_kernels caches",
+    "metal_kernels",
+    "caches",
     "models",
     "generation",
     "runtime",

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from mlx_qwen35.chat import presets
+from mlx_qwen35.chat.answer import Answer
 from mlx_qwen35.chat.events import Content, Event, Finished, PrefillProgress, Reasoning, ToolCallEnd
 from mlx_qwen35.chat.parser import OutputParser
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.errors import MemoryPlanError, RequestError, UserError
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.options import GREEDY
-from mlx_qwen35.runtime import ChatRequest, Runtime, Usage, _Answer, released_size
+from mlx_qwen35.runtime import ChatRequest, Runtime, released_size
 from tests.support.tiny_chat import write_tiny_chat
 
 IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
@@ -127,10 +128,8 @@ CALL = "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
 
-def run_answer(
-    pieces: list[str], stop: tuple[str, ...] = (), in_reasoning: bool = False
-) -> tuple[list[Event], _Answer]:
-    answer = _Answer(OutputParser([TOOL], in_reasoning), StopStrings(stop), Usage())
+def run_answer(pieces: list[str], stop: tuple[str, ...] = (), in_reasoning: bool = False) -> tuple[list[Event], Answer]:
+    answer = Answer(OutputParser([TOOL], in_reasoning), StopStrings(stop))
     events: list[Event] = []
     for piece in pieces:
         answer.count()

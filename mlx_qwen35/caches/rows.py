@@ -36,6 +36,18 @@ class SequenceKV(AttentionCache, Protocol):
     def nbytes(self) -> int: ...
 
 
+LayerCache = SequenceKV | DeltaState
+SequenceCache = list[LayerCache]  # one sequence's memory, layer by layer
+
+
+def attention_layers(cache: SequenceCache) -> list[SequenceKV]:
+    return [layer for layer in cache if not isinstance(layer, DeltaState)]
+
+
+def recurrent_layers(cache: SequenceCache) -> list[DeltaState]:
+    return [layer for layer in cache if isinstance(layer, DeltaState)]
+
+
 class KVRows:
     """Attention runs row by row: lengths differ, and only a quarter of the layers attend."""
 

@@ -63,20 +63,29 @@ class Malformed:
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """`done` of `total` prompt tokens are computed."""
+    """`done` of `total` prompt tokens are computed, the `cached` ones among them at no cost."""
 
     done: int
     total: int
+    cached: int = 0
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts in tokens, times in seconds."""
+    """Counts in tokens, times in seconds.
+
+    cached_tokens: of the prompt, not computed again   rerendered_tokens: of earlier turns, computed again because the
+    template or the client wrote them otherwise   cache_note: why not more was reused, in one line; "" if all was
+    queue_seconds: before the prefill began
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     cached_tokens: int = 0
+    rerendered_tokens: int = 0
+    cache_note: str = ""
+    queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 

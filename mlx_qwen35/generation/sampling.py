@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,31 @@ class Sampler:
         self._key = mx.random.key(int.from_bytes(os.urandom(4)) if seed is None else seed % 2**64)
 
     def __call__(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
-        """logits: [V] -> the next token, a scalar.   prompt, answer: ids so far, [n] each"""
-        logits = logits[None, : self.known_tokens].astype(mx.float32)
+        """logits: [1, V] -> the next token, [1].   prompt, answer: ids so far, [n] each"""
+        logits = logits[:, : self.known_tokens].astype(mx.float32)
         if self._bias is not None:
             logits = logits + self._bias
-        logits = self._penalised(logits, prompt, answer)
+        return self._draw(self._penalised(logits, prompt, answer))
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a draw depends on what was drawn before."""
+        s = self.sampling
+        return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a draw depends on the logits' filters alone, so that rows with equal options are filtered at once."""
+        return not self.counts_tokens and self._bias is None
+
+    def _draw(self, logits: mx.array) -> mx.array:
         if self.sampling.temperature == 0:
-            return mx.argmax(logits, axis=-1)[0]
+            return mx.argmax(logits, axis=-1)
+        return self._categorical(self._filtered(logits))
+
+    def _categorical(self, logprobs: mx.array) -> mx.array:
         self._key, key = mx.random.split(self._key)
-        return mx.random.categorical(self._filtered(logits), key=key)[0]
+        return mx.random.categorical(logprobs, key=key)
 
     def _penalised(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
         s, lm = self.sampling, _sample_utils()
@@ -72,6 +88,16 @@ class Sampler:
         if s.min_p > 0:
             logprobs = lm.apply_min_p(logprobs, s.min_p)
         return logprobs
+
+
+def draw_together(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
+    """Draw for rows whose samplers are plain and have equal options, each with its own key.   logits: [B, V] -> [B]"""
+    first = samplers[0]
+    logits = logits[:, : first.known_tokens].astype(mx.float32)
+    if first.sampling.temperature == 0:
+        return mx.argmax(logits, axis=-1)
+    logprobs = first._filtered(logits)
+    return mx.concatenate([sampler._categorical(logprobs[i : i + 1]) for i, sampler in enumerate(samplers)])
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from mlx_qwen35.models import off_metal
 from mlx_qwen35.models.config import read_config
 
 
-def fetch_if_it_fits(name: str, context: int, force: bool = False, offline: bool = False) -> Path:
+def fetch_if_it_fits(name: str, context: int, force: bool = False, offline: bool = False) -> tuple[Path, MemoryPlan]:
     """The folder of a checkpoint given by folder, hub id or short name; downloaded if need be, and if it fits.
 
     context: tokens the plan counts   Raises MemoryPlanError with a table and a suggestion, unless `force`.
@@ -31,8 +31,9 @@ def fetch_if_it_fits(name: str, context: int, force: bool = False, offline: bool
         remote = remote_headers(located.hub_id, hub=hub)
         check(plan_checkpoint(remote.config, remote.tensors, context, name), force)
     folder = ensure_local(name, offline=offline)
-    check(plan_folder(folder, context, name), force)
-    return folder
+    plan = plan_folder(folder, context, name)
+    check(plan, force)
+    return folder, plan
 
 
 def plan_folder(folder: Path, context: int, title: str) -> MemoryPlan:
@@ -56,6 +57,13 @@ def plan_checkpoint(
         machine=machine(),
         title=title,
     )
+
+
+def cache_bytes(plan: MemoryPlan) -> int:
+    """What is left for caches beside weights and workspace; at least what the plan counts for them."""
+    sizes = {row.name: row.nbytes for row in plan.rows}
+    left = plan.machine.budget - sizes["weights"] - sizes["workspace"]
+    return max(left, sizes["KV cache"] + 2 * sizes["DeltaNet state"])
 
 
 def machine() -> Machine:

@@ -5,20 +5,20 @@ It follows mlx-lm's model protocol (`model(ids, cache=...)`, `.layers`, `make_ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen35.caches.delta_state import DeltaState
 from mlx_qwen35.caches.kv import KVCache
-from mlx_qwen35.caches.rows import AttentionCache
+from mlx_qwen35.caches.rows import AttentionCache, LayerCache, SequenceCache, SequenceKV
 from mlx_qwen35.models.attention import Attention
 from mlx_qwen35.models.config import LINEAR, ModelConfig
 from mlx_qwen35.models.delta_net import GatedDeltaNet
 from mlx_qwen35.models.layers import MLP, RMSNorm
 from mlx_qwen35.models.moe import SparseMoE
-from mlx_qwen35.models.windows import LayerCache, Part, SequenceCache, Window, grouped
+from mlx_qwen35.models.windows import Part, Window, grouped
 
 
 class DecoderLayer(nn.Module):
@@ -135,9 +135,9 @@ class Model(nn.Module):
     def layers(self) -> list[DecoderLayer]:
         return self.language_model.model.layers
 
-    def make_cache(self) -> SequenceCache:
-        """One empty cache a layer."""
-        return [DeltaState() if layer.is_linear else KVCache() for layer in self.layers]
+    def make_cache(self, kv: Callable[[], SequenceKV] = KVCache) -> SequenceCache:
+        """One empty cache a layer. kv: makes those of attention layers"""
+        return [DeltaState() if layer.is_linear else kv() for layer in self.layers]
 
     def __call__(
         self,

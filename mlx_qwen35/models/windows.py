@@ -13,10 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen35.caches.delta_state import DeltaState
-from mlx_qwen35.caches.rows import DeltaRows, KVRows, SequenceKV
-
-LayerCache = SequenceKV | DeltaState
-SequenceCache = list[LayerCache]
+from mlx_qwen35.caches.rows import DeltaRows, KVRows, SequenceCache
 
 
 @dataclass

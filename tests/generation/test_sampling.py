@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.errors import RequestError
-from mlx_qwen35.generation.sampling import Sampler
+from mlx_qwen35.generation.sampling import Sampler, draw_together
 from mlx_qwen35.options import GREEDY, Sampling
 
 NONE = mx.zeros(0, mx.uint32)
-LOGITS = mx.array([2.0, 1.5, 1.0, 0.0, -1.0, -3.0, 9.0, 9.0])  # the last two rows are padding
+LOGITS = mx.array([[2.0, 1.5, 1.0, 0.0, -1.0, -3.0, 9.0, 9.0]])  # the last two rows are padding
 KNOWN = 6
 
 
@@ -24,12 +24,12 @@ def ids(*tokens: int) -> mx.array:
 def drawn(sampling: Sampling, count: int = 4000, prompt: mx.array = NONE, answer: mx.array = NONE) -> Counter[int]:
     sampler = Sampler(sampling, KNOWN, seed=0)
     tokens = [sampler(LOGITS, prompt, answer) for _ in range(count)]
-    return Counter(mx.stack(tokens).tolist())  # pyright: ignore[reportArgumentType]
+    return Counter(mx.concatenate(tokens).tolist())  # pyright: ignore[reportArgumentType]
 
 
 def distribution(sampling: Sampling) -> np.ndarray:
     """What transformers' warpers do: temperature, top-k, top-p, min-p, in float64."""
-    x = np.array(LOGITS[:KNOWN].tolist()) / sampling.temperature
+    x = np.array(LOGITS[0, :KNOWN].tolist()) / sampling.temperature
     order = np.argsort(-x)
     keep = np.ones(KNOWN, bool)
     if sampling.top_k:
@@ -62,6 +62,15 @@ def test_the_draw_follows_the_filtered_distribution(sampling: Sampling) -> None:
         # Five standard deviations of a binomial count: a right sampler fails this once in a million.
         slack = 5 * (expected[token] * (1 - expected[token]) / 4000) ** 0.5
         assert abs(share - expected[token]) <= slack, f"token {token}: {share:.3f}, expected {expected[token]:.3f}"
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5, top_p=0.9)], ids=str)
+def test_rows_drawn_together_are_drawn_as_alone(sampling: Sampling) -> None:
+    rows = mx.concatenate([LOGITS, LOGITS[:, ::-1], LOGITS * 0.1])
+    for seed in range(20):
+        together = draw_together([Sampler(sampling, KNOWN, seed + i) for i in range(3)], rows)
+        alone = [Sampler(sampling, KNOWN, seed + i)(rows[i : i + 1], NONE, NONE).item() for i in range(3)]
+        assert together.tolist() == alone
 
 
 def test_padded_rows_are_never_drawn() -> None:

@@ -1,0 +1,195 @@
+"""What earlier texts left behind: KV segments stored once, and checkpoints to go on from. Keyed by token ids.
+
+Lives on the MLX thread. Within a byte budget in memory; a disk store, if given, holds the same tree across restarts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from mlx_qwen35.caches.disk_tree import DiskTree
+from mlx_qwen35.caches.prefix_tree import Match, Node, as_ids, match
+from mlx_qwen35.caches.rows import SequenceCache, attention_layers, recurrent_layers
+
+REMEMBERED = 2_000  # evicted nodes whose ids are kept, to tell "evicted" from "never seen"
+
+
+class PrefixStore:
+    """The longest known prefix of a prompt can be lent to a fresh sequence; what sequences compute can be added.
+
+    Each format of caches has a tree of its own, since one cannot go on from another's.
+    """
+
+    def __init__(self, byte_budget: int) -> None:
+        self.byte_budget, self.nbytes, self.evictions = byte_budget, 0, 0
+        self._roots: dict[str, Node] = {}
+        self._disks: dict[str, DiskTree] = {}
+        self._held: OrderedDict[str, Node] = OrderedDict()  # in memory, least recently used first
+        self._forgotten: OrderedDict[str, Node] = OrderedDict()  # in the tree by their ids only
+        self._unsaved: deque[Node] = deque()
+
+    def root(self, fingerprint: str, open_disk: Callable[[], DiskTree | None] = lambda: None) -> Node:
+        """Where the texts of one model and cache format begin. Asked for the first time, it reads what is on disk."""
+        if fingerprint not in self._roots:
+            self._roots[fingerprint] = Node(fingerprint, None, as_ids([]), 0)
+            if (disk := open_disk()) is not None:
+                self._disks[fingerprint] = disk
+                disk.grow(self._roots[fingerprint])
+        return self._roots[fingerprint]
+
+    def match(self, root: Node, ids: Sequence[int]) -> Match:
+        """What is known of a prompt. Its last token is left to compute, since its logits are wanted."""
+        return match(root, as_ids(ids), len(ids) - 1)
+
+    def restore(self, found: Match, cache: SequenceCache) -> Node:
+        """Make an empty sequence's caches those after the match; returns the node, pinned for the sequence.
+
+        What cannot be read from disk any more is as if it had never been known: the next best node serves.
+        """
+        node = found.node
+        while node.parent is not None and not self._fetch(node):
+            node = self._next_best(node)
+        if node.parent is not None:
+            path = node.path()
+            for i, layer in enumerate(attention_layers(cache)):
+                layer.load([n.segment[i] for n in path if n.segment is not None])
+            for layer, snapshot in zip(recurrent_layers(cache), node.checkpoint or ()):
+                layer.restore(snapshot, node.end)
+            self._touch(node)
+        self.pin(node)
+        return node
+
+    def add(self, parent: Node, ids: Sequence[int], cache: SequenceCache) -> Node:
+        """Keep what a sequence computed after `parent`: the span `ids`, at whose end its caches stand now.
+
+        The sequence's pin moves from `parent` to the new node.
+        """
+        if not ids:
+            return parent
+        node = parent.adopt(as_ids(ids))
+        self._forgotten.pop(node.key, None)
+        before = node.nbytes
+        if node.segment is None:
+            node.segment = [layer.segment(parent.end, node.end) for layer in attention_layers(cache)]
+        if node.checkpoint is None:
+            node.checkpoint = [layer.snapshot() for layer in recurrent_layers(cache)]
+        self._evaluate(node)
+        self.nbytes += node.nbytes - before
+        self._touch(node)
+        if self._disk(node) is not None and not (node.segment_on_disk and node.checkpoint_on_disk):
+            self._unsaved.append(node)
+        self.pin(node)
+        self.unpin(parent)
+        self.shrink(self.byte_budget)
+        return node
+
+    def pin(self, node: Node) -> None:
+        """Keep a node, and so all before it, in memory."""
+        node.pins += 1
+
+    def unpin(self, node: Node) -> None:
+        node.pins -= 1
+        assert node.pins >= 0
+
+    def shrink(self, nbytes: int) -> bool:
+        """Evict, least recently used first, until at most `nbytes` are held; False if pinned nodes hold more."""
+        while self.nbytes > nbytes:
+            node = next((n for n in self._held.values() if self._evictable(n)), None)
+            if node is None:
+                return False
+            self._evict(node)
+        return True
+
+    def save_one(self) -> bool:
+        """Hand one new node to the disk store; whether there was one."""
+        while self._unsaved:
+            node = self._unsaved.popleft()
+            disk = self._disk(node)
+            if disk is not None and node.segment is not None:
+                disk.save(node)
+                return True
+        return False
+
+    def close(self) -> None:
+        """Save what is not saved yet, and let go of everything."""
+        while self.save_one():
+            pass
+        for disk in self._disks.values():
+            disk.close()
+        for kept in (self._held, self._forgotten, self._roots, self._disks):
+            kept.clear()
+        self.nbytes = 0
+
+    def _disk(self, node: Node) -> DiskTree | None:
+        return self._disks.get((node.root or node).key)
+
+    def _fetch(self, node: Node) -> bool:
+        """Have a node's checkpoint and all segments before it in memory."""
+        for step in node.path():
+            if step.segment is None and not self._load(step, "segment"):
+                return False
+        return node.checkpoint is not None or self._load(node, "checkpoint")
+
+    def _load(self, node: Node, part: str) -> bool:
+        before, disk = node.nbytes, self._disk(node)
+        if disk is None or not disk.load(node, part):
+            self._prune(node)
+            return False
+        self.nbytes += node.nbytes - before
+        self._touch(node)
+        return True
+
+    def _next_best(self, node: Node) -> Node:
+        """The nearest node before one that turned out to be damaged."""
+        while node.parent is not None:
+            node = node.parent
+            if all(step.reachable for step in node.path()) and node.restorable:
+                break
+        return node
+
+    def _prune(self, node: Node) -> None:
+        """Nothing after a lost segment can be reached; a node that lost its checkpoint goes too if nothing follows."""
+        if not node.reachable:
+            for lost in list(node.descendants()):
+                lost.segment_on_disk = lost.checkpoint_on_disk = False
+                if lost.segment is not None or lost.checkpoint is not None:
+                    self._forget(lost)
+
+    def _touch(self, node: Node) -> None:
+        self._held[node.key] = node
+        self._held.move_to_end(node.key)
+        if (disk := self._disk(node)) is not None:
+            disk.touch(node)
+
+    def _evictable(self, node: Node) -> bool:
+        """A node with others after it keeps its segment as long as they need it, and may lose its checkpoint."""
+        return node.pins == 0 and (node.checkpoint is not None or not self._needed(node))
+
+    def _needed(self, node: Node) -> bool:
+        return any(child.segment is not None or child.pins for child in node.descendants())
+
+    def _evict(self, node: Node) -> None:
+        self.evictions += 1
+        if self._needed(node):
+            self.nbytes -= node.nbytes
+            node.checkpoint = None
+            self.nbytes += node.nbytes
+        else:
+            self._forget(node)
+
+    def _forget(self, node: Node) -> None:
+        self.nbytes -= node.nbytes
+        node.segment = node.checkpoint = None
+        self._held.pop(node.key, None)
+        self._forgotten[node.key] = node
+        while len(self._forgotten) > REMEMBERED:
+            _, oldest = self._forgotten.popitem(last=False)
+            if not (oldest.children or oldest.segment_on_disk or oldest.pins):
+                oldest.leave()
+
+    @staticmethod
+    def _evaluate(node: Node) -> None:
+        mx.async_eval([a for part in (node.segment, node.checkpoint) for layer in part or () for a in layer])

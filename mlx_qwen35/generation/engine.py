@@ -1,0 +1,368 @@
+"""The engine: requests join and leave between steps, and every step serves all of them. Token ids in, token ids out.
+
+One turn launches a step and then reads what the step before it drew, so that the device never waits for Python.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_qwen35.caches.prefix_store import PrefixStore
+from mlx_qwen35.errors import CheckpointError, RequestError
+from mlx_qwen35.generation.cache_format import CacheFormat
+from mlx_qwen35.generation.mlx_thread import MLXThread
+from mlx_qwen35.generation.pacing import Pacer
+from mlx_qwen35.generation.request import Line, Request, Reuse
+from mlx_qwen35.generation.row import Row
+from mlx_qwen35.generation.sampling import Sampler, draw_together
+from mlx_qwen35.generation.stats import Counters, Stats
+from mlx_qwen35.hub.memory import prefill_window
+from mlx_qwen35.models.model import Model
+from mlx_qwen35.options import GIB, KV_BITS
+
+MAX_ROWS = 16  # sequences in one step
+MAX_WAITING = 256  # requests in line; more are refused
+PAUSE_SECONDS = 0.002  # between looks at readers that are slow
+
+
+@dataclass(frozen=True)
+class Limits:
+    """cache_bytes: for live sequences and remembered prefixes together   prefix_bytes: of these, for prefixes"""
+
+    cache_bytes: int = 4 * GIB
+    prefix_bytes: int = 2 * GIB
+    max_rows: int = MAX_ROWS
+    max_waiting: int = MAX_WAITING
+
+
+@dataclass
+class Step:
+    """A step in flight: the rows that draw in it, what they draw, and what it computed of prompts."""
+
+    drawing: list[Row]
+    tokens: mx.array | None  # [rows that draw]
+    finite: mx.array | None  # [the same], whether the logits are numbers
+    prefilled: list[tuple[Row, int]]  # and up to which token
+    window_tokens: int
+    launched: float
+
+
+class Engine:
+    """Serves requests in one batch. `submit` may be called from any thread; all else happens on the MLX thread."""
+
+    def __init__(
+        self, model: Model, thread: MLXThread, formats: Callable[[int], CacheFormat], store: PrefixStore, limits: Limits
+    ) -> None:
+        """formats: kv_bits -> how such caches are made; called on the MLX thread, and for each number once"""
+        self._model, self._thread, self._store, self._limits = model, thread, store, limits
+        self._make_format, self._formats = formats, {}
+        self._pacer = Pacer(self._largest_window(1))
+        self._arrivals: deque[Row] = deque()
+        self._lock = threading.Lock()
+        self._running = False
+        self._waiting: list[Row] = []
+        self._rows: list[Row] = []
+        self._flying: Step | None = None
+        self._read_at = 0.0
+        self._counters = Counters()
+
+    def submit(self, request: Request) -> Line:
+        """Take a request in; its answer comes over the line.
+
+        Raises RequestError when the prompt is empty or leaves no room in the context, or when too many are waiting.
+        """
+        self._check(request)
+        line = Line()
+        with self._lock:
+            if len(self._arrivals) + len(self._waiting) >= self._limits.max_waiting:
+                raise RequestError(
+                    f"{self._limits.max_waiting} requests are waiting already, which is the limit. Try again later."
+                )
+            if self._thread.closing:
+                raise RequestError("The model was closed.")
+            self._arrivals.append(Row(request, line))
+            start, self._running = not self._running, True
+        if start:
+            self._thread.post(self._turn)
+        return line
+
+    def _check(self, request: Request) -> None:
+        if not request.ids:
+            raise RequestError("The prompt is empty; give at least one token.")
+        if not 0 <= min(request.ids) <= max(request.ids) < self._model.config.vocab_size:
+            raise RequestError(
+                f"The prompt has an id outside the vocabulary (0 to {self._model.config.vocab_size - 1})."
+            )
+        context = self._model.config.max_context
+        if len(request.ids) >= context:
+            raise RequestError(
+                f"The prompt has {len(request.ids)} tokens; this model's context holds {context}, the answer included."
+            )
+        if request.kv_bits not in KV_BITS:
+            raise RequestError(f"kv_bits is {request.kv_bits}; it should be 16, 8 or 4.")
+
+    def close(self) -> None:
+        """End all answers, save what is to outlive the process, and let go of the caches. Waits for the step."""
+        self._thread.call(self._close)
+
+    def _close(self) -> None:
+        self._give_up()
+        self._store.close()
+
+    def stats(self) -> Stats:
+        """How the engine is doing. From any thread; numbers may be a step old."""
+        return self._counters.stats(
+            rows=len(self._rows),
+            waiting=len(self._waiting) + len(self._arrivals),
+            live_bytes=self._live_bytes(),
+            prefix_bytes=self._store.nbytes,
+            evictions=self._store.evictions,
+        )
+
+    # A turn
+
+    def _turn(self) -> None:
+        """One step: launch it, then read the one before. Goes on by itself while there is work."""
+        if self._thread.closing:
+            self._give_up()
+            return
+        try:
+            self._welcome()
+            self._dismiss_cancelled()
+            self._admit()
+            step = self._guarded_launch()
+            self._collect()
+            self._flying = step
+        except BaseException as error:  # a defect, or out of memory: the rows of this step end, the engine goes on
+            self._fail_all(error)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._rows or self._waiting or self._flying:
+            if self._flying is None and self._paused():
+                time.sleep(PAUSE_SECONDS)
+            self._thread.post(self._turn)
+        elif self._store.save_one():
+            self._thread.post(self._turn)
+        else:
+            mx.clear_cache()
+            with self._lock:
+                self._running = bool(self._arrivals)
+            if self._running:
+                self._thread.post(self._turn)
+
+    def _paused(self) -> bool:
+        """Whether all readers are slow."""
+        return not any(row.prefilling or row.decoding for row in self._rows)
+
+    def _welcome(self) -> None:
+        with self._lock:
+            while self._arrivals:
+                self._waiting.append(self._arrivals.popleft())
+
+    def _dismiss_cancelled(self) -> None:
+        for row in [row for row in self._waiting if row.line.cancelled]:
+            self._waiting.remove(row)
+            row.end("cancelled")
+        for row in [row for row in self._rows if row.line.cancelled]:
+            self._retire(row)
+            row.end("cancelled")
+
+    def _admit(self) -> None:
+        """Let requests in, in the order they came, as far as memory goes. Who prefills first is the pacer's choice."""
+        self._relieve()
+        while self._waiting and len(self._rows) < self._limits.max_rows:
+            row = self._waiting[0]
+            try:
+                needed = self._format(row).sizes.sequence(len(row.ids))
+                room = self._limits.cache_bytes - self._live_bytes() - needed
+                if room < 0 and self._rows:
+                    return  # those behind wait too, or a long prompt would never get its turn
+                if room < 0:
+                    raise self._too_long(row, needed)
+                self._waiting.pop(0)
+                self._enter(row, room)
+                self._rows.append(row)
+            except Exception as error:
+                if row in self._waiting:
+                    self._waiting.remove(row)
+                row.fail(error)
+
+    def _format(self, row: Row) -> CacheFormat:
+        bits = row.request.kv_bits
+        if bits not in self._formats:
+            self._formats[bits] = self._make_format(bits)
+        return self._formats[bits]
+
+    def _enter(self, row: Row, room: int) -> None:
+        request = row.request
+        sampler = row.sampler or Sampler(request.sampling, request.known_tokens, request.seed, request.logit_bias)
+        self._store.byte_budget = min(self._limits.prefix_bytes, room)
+        form = self._format(row)
+        found = self._store.match(form.root, row.ids)
+        cache = form.make()
+        node = self._store.restore(found, cache)
+        self._store.shrink(self._store.byte_budget)
+        nearest = found.nearest.all_ids() if found.common and not row.answered else ()
+        reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node)
+        row.enter(cache, sampler, node, reuse, form.sizes.stride)
+        self._counters.entered(row.prompt_tokens, node.end, row.started - row.arrived)
+
+    def _relieve(self) -> None:
+        """Live sequences have grown: remembered prefixes make room, then the youngest sequence waits."""
+        live = self._live_bytes()
+        self._store.byte_budget = min(self._limits.prefix_bytes, max(0, self._limits.cache_bytes - live))
+        self._store.shrink(self._store.byte_budget)
+        if live <= self._limits.cache_bytes:
+            return
+        self._collect()
+        if len(self._rows) > 1:
+            youngest = max(self._rows, key=lambda row: row.arrived)
+            self._let_go(youngest)
+            youngest.leave()
+            self._waiting.insert(0, youngest)
+        elif self._rows:
+            row = self._rows[0]
+            self._retire(row)
+            row.fail(self._too_long(row, live))
+
+    def _too_long(self, row: Row, needed: int) -> RequestError:
+        return RequestError(
+            f"A text of {len(row.ids):,} tokens needs {needed / GIB:.1f} GiB of cache; the budget is "
+            f"{self._limits.cache_bytes / GIB:.1f} GiB. Shorten it, quantize the KV cache, or take a smaller model."
+        )
+
+    def _live_bytes(self) -> int:
+        return sum(self._format(row).sizes.sequence(max(row.fed, len(row.ids))) for row in list(self._rows))
+
+    def _largest_window(self, tokens: int) -> int:
+        """Of a prompt of `tokens` tokens, for the memory of a step."""
+        return prefill_window(self._model.config.num_heads, tokens)
+
+    # Launching
+
+    def _guarded_launch(self) -> Step | None:
+        now = time.perf_counter()
+        decoding = [row for row in self._rows if not row.prefilling and row.decoding]
+        prefilling = [row for row in self._rows if row.prefilling]
+        shares = self._pacer.share(prefilling, bool(decoding), now)
+        prefills = [(row, min(tokens, self._largest_window(row.target))) for row, tokens in shares]
+        if not decoding and not prefills:
+            return None
+        return self._launch(decoding, prefills, now)
+
+    def _launch(self, decoding: Sequence[Row], prefills: Sequence[tuple[Row, int]], now: float) -> Step:
+        windows = [row.decode() for row in decoding] + [row.prefill(tokens) for row, tokens in prefills]
+        hidden = self._model.step(windows)
+        ends, end = [], -1
+        for window, row in zip(windows, [*decoding, *(row for row, _ in prefills)]):
+            end += window.tokens
+            if not row.prefilling:
+                ends.append((row, end))
+        step = Step([row for row, _ in ends], None, None, [], sum(tokens for _, tokens in prefills), now)
+        if ends:
+            logits = self._model.logits(hidden[mx.array([end for _, end in ends])])
+            step.tokens, step.finite = self._draw(step.drawing, logits), mx.isfinite(logits.max(axis=-1))
+        prefilled_state = [layer.state for row, _ in prefills for layer in row.cache or ()]
+        mx.async_eval(step.tokens, step.finite, hidden, prefilled_state)
+        for row, _ in prefills:
+            step.prefilled.append((row, row.fed))
+            if row.at_checkpoint:
+                self._remember(row)
+        return step
+
+    def _draw(self, rows: Sequence[Row], logits: mx.array) -> mx.array:
+        """logits: [rows, V] -> the rows' next tokens, [rows]"""
+        samplers = [row.sampler for row in rows if row.sampler is not None]
+        first = samplers[0]
+        if all(s.is_plain and (s.sampling, s.known_tokens) == (first.sampling, first.known_tokens) for s in samplers):
+            tokens = draw_together(samplers, logits)
+            drawn = [tokens[i : i + 1] for i in range(len(rows))]
+        else:
+            drawn = [s(logits[i : i + 1], rows[i].prompt, rows[i].answer) for i, s in enumerate(samplers)]
+            tokens = mx.concatenate(drawn)
+        for row, token in zip(rows, drawn):
+            row.draws(token)
+        return tokens
+
+    # Reading
+
+    def _collect(self) -> None:
+        """Wait for the step in flight; hand out what it drew."""
+        step, self._flying = self._flying, None
+        if step is None:
+            return
+        tokens: list[int] = [] if step.tokens is None else step.tokens.tolist()  # pyright: ignore
+        finite: list[bool] = [] if step.finite is None else step.finite.tolist()  # pyright: ignore
+        if step.tokens is None:
+            mx.eval([layer.state for row, _ in step.prefilled for layer in row.cache or ()])
+        now = time.perf_counter()
+        seconds = now - max(step.launched, self._read_at)
+        self._read_at = now
+        self._pacer.observe(step.window_tokens, seconds)
+        self._counters.stepped(step.window_tokens, len(tokens), seconds)
+        for row, done in step.prefilled:
+            if not row.done:
+                row.progress(done)
+        for row, token, is_finite in zip(step.drawing, tokens, finite):
+            if not row.done:
+                self._hand_out(row, token, is_finite)
+
+    def _hand_out(self, row: Row, token: int, finite: bool) -> None:
+        if not finite:
+            self._let_go(row)
+            row.fail(
+                CheckpointError(
+                    f"The network's output is not finite after {len(row.ids)} tokens; the checkpoint is damaged or its "
+                    "quantization too coarse. Try another conversion of it."
+                )
+            )
+        elif reason := row.reads(token):
+            self._retire(row)
+            row.end(reason)
+        elif len(row.ids) >= self._model.config.max_context:
+            self._retire(row)
+            row.end("length")
+
+    # Leaving
+
+    def _remember(self, row: Row) -> None:
+        assert row.cache is not None
+        assert row.node is not None
+        row.node = self._store.add(row.node, row.ids[row.node.end : row.fed], row.cache)
+
+    def _retire(self, row: Row) -> None:
+        """Out of the batch; what was computed stays behind in the prefix store."""
+        # A step in flight has fed the token that is known by now: the caches hold exactly these ids.
+        assert row.fed <= len(row.ids)
+        self._remember(row)
+        self._let_go(row)
+
+    def _let_go(self, row: Row) -> None:
+        self._rows.remove(row)
+        if row.node is not None:
+            self._store.unpin(row.node)
+        row.node = row.cache = None
+
+    def _fail_all(self, error: BaseException) -> None:
+        self._flying = None
+        for row in list(self._rows):
+            self._let_go(row)
+            row.fail(error)
+
+    def _give_up(self) -> None:
+        """Whoever waits for an answer learns that it was cut short."""
+        self._welcome()
+        self._flying = None
+        for row in self._waiting:
+            row.end("cancelled")
+        for row in list(self._rows):
+            self._retire(row)
+            row.end("cancelled")
+        self._waiting.clear()

@@ -1,0 +1,130 @@
+"""What the engine is asked, and the line over which it answers: token ids in, token ids out."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlx_qwen35.options import GREEDY, PLAIN, Sampling
+
+EndReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to continue.
+
+    ids: the prompt   stop_ids: tokens that end the answer (the last one yielded)   max_tokens: of the answer
+    known_tokens: ids from here up have no token and are never drawn
+    checkpoints: positions in the prompt where later prompts are likely to branch off
+    kv_bits: of the KV cache, 8 or 4; 16 keeps keys and values as they are
+    """
+
+    ids: Sequence[int]
+    known_tokens: int
+    max_tokens: int
+    sampling: Sampling = GREEDY
+    stop_ids: frozenset[int] = frozenset()
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    checkpoints: Sequence[int] = ()
+    kv_bits: int = PLAIN
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """`done` of `total` prompt tokens are computed; `cached` of them were known."""
+
+    done: int
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What the prefix store had for a prompt.
+
+    cached: tokens not computed again   common: tokens shared with the nearest earlier text
+    nearest: that text's ids, as far as they are kept   lost: more would have been reused, had it not been evicted
+    """
+
+    cached: int = 0
+    common: int = 0
+    nearest: Sequence[int] = ()
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an answer ended. Times in seconds; `queued` until its prefill began."""
+
+    reason: EndReason
+    queued: float
+    prefill: float
+    decode: float
+
+
+Item = int | Prefilled
+
+
+class Line:
+    """Items of one answer, from the engine to one reader. Thread-safe.
+
+    Iterating yields token ids and `Prefilled`; afterwards `ended` is set. Raises what went wrong with the request.
+    """
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[Item | Ended | BaseException] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+        self._on_item: Callable[[], None] | None = None
+        self.reuse = Reuse()  # final with the first item
+        self.ended: Ended | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Items that are not read yet."""
+        return self._items.qsize()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Nobody reads on: the engine ends the answer before its next step."""
+        self._cancelled.set()
+
+    def listen(self, on_item: Callable[[], None]) -> None:
+        """Call `on_item` on the engine's thread whenever there is something to read."""
+        self._on_item = on_item
+        on_item()
+
+    def put(self, item: Item | Ended | BaseException) -> None:
+        """For the engine. An `Ended` or an error is the last item."""
+        self._items.put(item)
+        if self._on_item is not None:
+            self._on_item()
+
+    def poll(self) -> Item | None:
+        """The next item if there is one. StopIteration after the last."""
+        try:
+            return self._read(self._items.get_nowait())
+        except queue.Empty:
+            return None
+
+    def __iter__(self) -> Iterator[Item]:
+        while True:
+            try:
+                yield self._read(self._items.get())
+            except StopIteration:
+                return
+
+    def _read(self, item: Item | Ended | BaseException) -> Item:
+        if isinstance(item, Ended):
+            self.ended = item
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item

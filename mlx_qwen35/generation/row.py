@@ -1,0 +1,140 @@
+"""One sequence in the engine: its ids, its caches, and where it stands. Lives on the MLX thread."""
+
+from __future__ import annotations
+
+import time
+
+import mlx.core as mx
+
+from mlx_qwen35.caches.prefix_tree import Node
+from mlx_qwen35.caches.rows import SequenceCache
+from mlx_qwen35.generation.request import Ended, EndReason, Line, Prefilled, Request, Reuse
+from mlx_qwen35.generation.sampling import Sampler
+from mlx_qwen35.models.windows import Window
+
+UNREAD = 64  # tokens a slow reader may leave waiting before its sequence pauses
+
+
+class Row:
+    """From a request's arrival to its end.
+
+    `ids` are the prompt and what is drawn so far; the caches hold the first `fed` of them. While a step runs, the
+    token it will draw is `token`, not yet read.
+    """
+
+    def __init__(self, request: Request, line: Line) -> None:
+        self.request, self.line = request, line
+        self.ids = list(request.ids)
+        self.prompt_tokens = len(self.ids)
+        self.arrived = time.perf_counter()
+        self.started = self.first_token = 0.0
+        self.cache: SequenceCache | None = None
+        self.node: Node | None = None  # the last checkpoint of this very text; pinned
+        self.sampler: Sampler | None = None
+        self.prompt = self.answer = mx.zeros(0, mx.uint32)
+        self.fed = 0
+        self.target = self.prompt_tokens  # to prefill before the first draw
+        self.drawn = 0  # tokens asked for, read or not
+        self.token: mx.array | None = None
+        self.stops: list[int] = []  # positions where prefill windows end, ascending
+        self.done = False
+
+    # Before and during prefill
+
+    def enter(self, cache: SequenceCache, sampler: Sampler, node: Node, reuse: Reuse, stride: int) -> None:
+        """Take a place in the batch, with the caches standing at the end of `node`."""
+        self.started = self.started or time.perf_counter()
+        self.cache, self.sampler, self.node = cache, sampler, node
+        if not self.answered:
+            self.line.reuse = reuse
+        self.fed, self.target = node.end, len(self.ids)
+        self.drawn = self.answered
+        self.prompt = mx.array(self.ids[: self.prompt_tokens], mx.uint32)
+        self.answer = mx.array(self.ids[self.prompt_tokens :], mx.uint32)
+        boundaries = {p for p in self.request.checkpoints if self.fed < p < self.target}
+        # In windows of a stride, so that a prompt that changes in its middle finds something to go on from.
+        boundaries.update(range((self.fed // stride + 1) * stride, self.target, stride))
+        self.stops = [*sorted(boundaries), self.target]
+
+    def leave(self) -> None:
+        """Give the place up, to enter again later: what is known so far is then prefilled as one text."""
+        self.token = None
+        self.fed, self.target = 0, len(self.ids)
+
+    @property
+    def answered(self) -> int:
+        """Tokens of the answer that were read."""
+        return len(self.ids) - self.prompt_tokens
+
+    @property
+    def prefilling(self) -> bool:
+        return self.fed < self.target
+
+    @property
+    def remaining(self) -> int:
+        return self.target - self.fed
+
+    def next_window(self, room: int) -> int:
+        """Tokens of the next prefill window: up to `room`, and not past the next checkpoint."""
+        return min(room, self.stops[0] - self.fed)
+
+    def prefill(self, tokens: int) -> Window:
+        assert self.cache is not None
+        window = Window(mx.array(self.ids[self.fed : self.fed + tokens], mx.int32), self.cache)
+        self.fed += tokens
+        return window
+
+    @property
+    def at_checkpoint(self) -> bool:
+        """Whether the prefill stands where a checkpoint is wanted. The end of the prompt is none: the answer's is."""
+        if self.stops and self.fed == self.stops[0]:
+            self.stops.pop(0)
+            return bool(self.stops)
+        return False
+
+    # Decode
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it takes part in the next step with the token that the last one draws."""
+        return self.token is not None and self.drawn < self.request.max_tokens and self.line.waiting < UNREAD
+
+    def decode(self) -> Window:
+        assert self.cache is not None
+        assert self.token is not None
+        self.fed += 1
+        return Window(self.token.astype(mx.int32), self.cache)
+
+    def draws(self, token: mx.array) -> None:
+        """The step in flight draws `token`, [1]."""
+        assert self.sampler is not None
+        self.token = token
+        self.drawn += 1
+        if self.sampler.counts_tokens:
+            self.answer = mx.concatenate([self.answer, token.astype(mx.uint32)])
+
+    def reads(self, token: int) -> EndReason | None:
+        """A drawn token has become known. Says why the answer ends, if it does."""
+        self.first_token = self.first_token or time.perf_counter()
+        self.ids.append(token)
+        self.line.put(token)
+        if token in self.request.stop_ids:
+            return "stop"
+        return "length" if self.answered >= self.request.max_tokens else None
+
+    # The end
+
+    def progress(self, done: int) -> None:
+        if not self.answered:
+            self.line.put(Prefilled(done, self.prompt_tokens, self.line.reuse.cached))
+
+    def end(self, reason: EndReason) -> None:
+        now = time.perf_counter()
+        started = self.started or now
+        first = self.first_token or now
+        self.done = True
+        self.line.put(Ended(reason, started - self.arrived, first - started, now - first))
+
+    def fail(self, error: BaseException) -> None:
+        self.done = True
+        self.line.put(error)

@@ -1,0 +1,95 @@
+"""From a loaded network to a running engine: budgets, cache formats, the prefix store and its files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_qwen35 import __version__
+from mlx_qwen35.caches.disk_store import DiskStore
+from mlx_qwen35.caches.disk_tree import DiskTree
+from mlx_qwen35.caches.fingerprint import fingerprint
+from mlx_qwen35.caches.kv import KVCache
+from mlx_qwen35.caches.prefix_store import PrefixStore
+from mlx_qwen35.caches.quantized_kv import QuantizedKVCache
+from mlx_qwen35.caches.rows import SequenceCache, attention_layers, recurrent_layers
+from mlx_qwen35.errors import UserError
+from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes, one_token
+from mlx_qwen35.generation.engine import Engine, Limits
+from mlx_qwen35.generation.mlx_thread import MLXThread
+from mlx_qwen35.models.model import Model
+from mlx_qwen35.options import GIB, PLAIN, CacheOptions
+
+STATE_LAYOUT = 1  # changes whenever segments or checkpoints mean something else
+MAX_PREFIX_BYTES = 8 * GIB
+BUFFER_CACHE = GIB  # bytes MLX may keep of freed buffers
+
+
+def start_engine(
+    model: Model,
+    thread: MLXThread,
+    folder: Path,
+    cache_bytes: int,
+    options: CacheOptions,
+    warn: Callable[[str], None],
+) -> Engine:
+    """An engine for the checkpoint in `folder`. To be called on the MLX thread.
+
+    cache_bytes: that live sequences and remembered prefixes may take together   warn: takes one line for people
+    """
+    prefix_bytes = min(cache_bytes // 2, MAX_PREFIX_BYTES) if options.prefix_bytes is None else options.prefix_bytes
+    _bound_mlx(cache_bytes)
+    store = PrefixStore(prefix_bytes)
+
+    def make_format(kv_bits: int) -> CacheFormat:
+        make = functools.partial(make_caches, model, kv_bits)
+        example = one_token(model, make)
+        name = _fingerprint(folder, kv_bits, example)
+        root = store.root(name, lambda: _open_disk(name, example, options, warn))
+        return CacheFormat(make, CacheSizes.of(example), root)
+
+    return Engine(model, thread, make_format, store, Limits(cache_bytes, prefix_bytes, options.max_sequences))
+
+
+def make_caches(model: Model, kv_bits: int) -> SequenceCache:
+    """Empty caches of one sequence. kv_bits: 16, 8 or 4"""
+    return model.make_cache(KVCache if kv_bits == PLAIN else functools.partial(QuantizedKVCache, kv_bits))
+
+
+def _fingerprint(folder: Path, kv_bits: int, example: SequenceCache) -> str:
+    """Whatever changes the numbers in a cache changes the name under which they are kept."""
+    dtypes = " ".join(str(a.dtype) for layer in example for a in layer.state)
+    versions = f"{__version__} mlx {version('mlx')}"
+    return fingerprint(folder, kv_bits=kv_bits, dtypes=dtypes, layout=STATE_LAYOUT, versions=versions)
+
+
+def _open_disk(
+    name: str, example: SequenceCache, options: CacheOptions, warn: Callable[[str], None]
+) -> DiskTree | None:
+    if options.disk is None:
+        return None
+    try:
+        store = DiskStore(
+            options.disk,
+            name,
+            byte_budget=options.disk_bytes,
+            daily_write_budget=options.disk_bytes_a_day,
+            warn=warn,
+        )
+    except (OSError, UserError) as error:
+        warn(f"Prefixes are kept in memory only: {error}")
+        return None
+    segments = [layer.segment(0, 1) for layer in attention_layers(example)]
+    return DiskTree(store, segments, [layer.snapshot() for layer in recurrent_layers(example)])
+
+
+def _bound_mlx(cache_bytes: int) -> None:
+    """Bound what MLX keeps: freed buffers, and on Metal the memory that macOS may not page out."""
+    mx.set_cache_limit(BUFFER_CACHE)
+    if mx.metal.is_available():
+        recommended = int(mx.device_info()["max_recommended_working_set_size"])
+        mx.set_wired_limit(min(mx.get_active_memory() + cache_bytes, recommended))

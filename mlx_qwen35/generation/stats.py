@@ -1,0 +1,81 @@
+"""What the engine counts: speeds of the last steps, totals, and memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+LAST_STEPS = 256
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Speeds are those of the last steps, in tokens/s; seconds; bytes.
+
+    batch: sequences in the last decode steps, on average   cached_tokens: prompt tokens not computed again, since start
+    """
+
+    prefill_speed: float
+    decode_speed: float
+    batch: float
+    rows: int
+    waiting: int
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    answer_tokens: int
+    queue_seconds: float
+    live_bytes: int
+    prefix_bytes: int
+    evictions: int
+    active_bytes: int
+    peak_bytes: int
+
+
+class Counters:
+    """Fed by the engine."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, int, float]] = deque(maxlen=LAST_STEPS)  # prefilled, drawn, seconds
+        self._waits: deque[float] = deque(maxlen=LAST_STEPS)
+        self._requests = self._prompt = self._cached = self._answer = 0
+
+    def entered(self, prompt: int, cached: int, queued: float) -> None:
+        """A request took its place in the batch."""
+        self._requests += 1
+        self._prompt += prompt
+        self._cached += cached
+        self._waits.append(queued)
+
+    def stepped(self, prefilled: int, drawn: int, seconds: float) -> None:
+        self._steps.append((prefilled, drawn, seconds))
+        self._answer += drawn
+
+    def stats(self, *, rows: int, waiting: int, live_bytes: int, prefix_bytes: int, evictions: int) -> Stats:
+        steps = list(self._steps)
+        prefills = [(tokens, seconds) for tokens, _, seconds in steps if tokens]
+        decodes = [(drawn, seconds) for tokens, drawn, seconds in steps if not tokens and drawn]
+        return Stats(
+            prefill_speed=_rate(prefills),
+            decode_speed=_rate(decodes),
+            batch=sum(drawn for drawn, _ in decodes) / len(decodes) if decodes else 0.0,
+            rows=rows,
+            waiting=waiting,
+            requests=self._requests,
+            prompt_tokens=self._prompt,
+            cached_tokens=self._cached,
+            answer_tokens=self._answer,
+            queue_seconds=sum(self._waits) / len(self._waits) if self._waits else 0.0,
+            live_bytes=live_bytes,
+            prefix_bytes=prefix_bytes,
+            evictions=evictions,
+            active_bytes=mx.get_active_memory(),
+            peak_bytes=mx.get_peak_memory(),
+        )
+
+
+def _rate(pairs: list[tuple[int, float]]) -> float:
+    seconds = sum(s for _, s in pairs)
+    return sum(n for n, _ in pairs) / seconds if seconds else 0.0

@@ -1,0 +1,188 @@
+"""The engine on a tiny random network: one batch for all, and nobody's answer depends on who else is in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_qwen35.errors import CheckpointError, RequestError
+from mlx_qwen35.generation.request import Prefilled, Request
+from mlx_qwen35.models.model import Model
+from mlx_qwen35.models.weights import load_model
+from mlx_qwen35.options import Sampling
+from tests.reference import CASES, recorded, write_checkpoint
+from tests.support.engines import answer, engine_over, tokens_of
+from tests.support.float32 import load_float32
+
+KNOWN = CASES["moe"].tokens
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder: Path = tmp_path_factory.mktemp("tiny") / "moe"
+    write_checkpoint("moe", folder)
+    return load_float32(folder).model
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "did not come to pass within 20 s"
+        time.sleep(0.005)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    tokens = recorded("moe")["tokens"].tolist()
+    return [tokens[(seed * 17 + i) % len(tokens)] for i in range(length)]
+
+
+def test_greedy_tokens_are_transformers_tokens(model: Model) -> None:
+    reference = recorded("moe")
+    expected = reference["greedy"].tolist()
+    with engine_over(model) as engine:
+        tokens, ended = answer(engine, reference["greedy_prompt"].tolist(), len(expected), KNOWN)
+    assert tokens == expected
+    assert ended.reason == "length"
+
+
+def test_a_stop_token_ends_the_answer_and_is_its_last_token(model: Model) -> None:
+    reference = recorded("moe")
+    ids, expected = reference["greedy_prompt"].tolist(), reference["greedy"].tolist()
+    stop = expected[5]
+    with engine_over(model) as engine:
+        tokens, ended = answer(engine, ids, len(expected), KNOWN, stop_ids=frozenset([stop]))
+    assert tokens == expected[: expected.index(stop) + 1]
+    assert ended.reason == "stop"
+
+
+def test_progress_is_told_until_the_prompt_is_read(model: Model) -> None:
+    with engine_over(model) as engine:
+        items = list(engine.submit(Request(prompt(700), KNOWN, 2)))
+    told = [item for item in items if isinstance(item, Prefilled)]
+    assert [item.done for item in told] == sorted({item.done for item in told})
+    assert (told[-1].done, told[-1].total) == (700, 700)
+    assert isinstance(items[-1], int)
+
+
+def test_sampling_with_a_seed_does_not_depend_on_the_company(model: Model) -> None:
+    options = {"sampling": Sampling(temperature=1.5, top_p=0.9, presence_penalty=0.5), "seed": 1}
+    with engine_over(model) as engine:
+        alone, _ = answer(engine, [1, 2, 3], 20, KNOWN, **options)
+    with engine_over(model) as engine:
+        others = [engine.submit(Request(prompt(50, i), KNOWN, 30, Sampling(temperature=2.0), seed=i)) for i in range(3)]
+        together, _ = answer(engine, [1, 2, 3], 20, KNOWN, **options)
+        for line in others:
+            assert len(tokens_of(line)) == 30
+    assert together == alone
+
+
+def test_the_context_bounds_prompt_and_answer(model: Model) -> None:
+    context = model.config.max_context
+    with engine_over(model) as engine:
+        tokens, ended = answer(engine, prompt(context - 3), 100, KNOWN)
+        assert (len(tokens), ended.reason) == (3, "length")
+        with pytest.raises(RequestError, match=f"{context}"):
+            engine.submit(Request(prompt(context), KNOWN, 1))
+
+
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        (Request([], KNOWN, 1), "empty"),
+        (Request([1, 1 << 40], KNOWN, 1), "vocabulary"),
+        (Request([-1], KNOWN, 1), "vocabulary"),
+        (Request([1], KNOWN, 1, kv_bits=3), "kv_bits"),
+    ],
+)
+def test_what_cannot_run_is_refused_at_the_door(model: Model, request_: Request, word: str) -> None:
+    with engine_over(model) as engine, pytest.raises(RequestError, match=word):
+        engine.submit(request_)
+
+
+def test_a_bad_request_fails_alone(model: Model) -> None:
+    with engine_over(model) as engine:
+        good = engine.submit(Request(prompt(40), KNOWN, 30))
+        bad = engine.submit(Request(prompt(40), KNOWN, 30, logit_bias={1 << 20: 1.0}))
+        with pytest.raises(RequestError, match="logit_bias"):
+            tokens_of(bad)
+        assert len(tokens_of(good)) == 30
+
+
+def test_numbers_that_are_not_finite_end_in_one_line(tmp_path: Path) -> None:
+    broken = load_model(write_checkpoint("dense", tmp_path / "dense")).model
+    norm = broken.language_model.model.norm
+    norm.weight = mx.full(norm.weight.shape, float("nan"))
+    mx.eval(broken.parameters())
+    with engine_over(broken) as engine, pytest.raises(CheckpointError, match="not finite"):
+        answer(engine, [1, 2, 3], 5, 10)
+
+
+def test_an_error_inside_a_step_ends_its_requests_and_not_the_engine(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine_over(model) as engine:
+        expected, _ = answer(engine, prompt(20), 5, KNOWN)
+        with monkeypatch.context() as patched:
+            patched.setattr(Model, "logits", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                answer(engine, prompt(20), 5, KNOWN)
+        assert answer(engine, prompt(20), 5, KNOWN)[0] == expected
+
+
+def test_a_cancelled_request_leaves_before_the_next_step(model: Model) -> None:
+    with engine_over(model) as engine:
+        endless = engine.submit(Request([1, 2], KNOWN, 100_000))
+        next(iter(endless))
+        endless.cancel()
+        wait_for(lambda: engine.stats().rows == 0)
+        drawn = engine.stats().answer_tokens
+        time.sleep(0.05)
+        assert engine.stats().answer_tokens == drawn
+        tokens_of(endless)
+        assert endless.ended is not None
+        assert endless.ended.reason == "cancelled"
+
+
+def test_a_request_cancelled_while_it_waits_never_starts(model: Model) -> None:
+    with engine_over(model, max_rows=1) as engine:
+        first = engine.submit(Request([1, 2], KNOWN, 10_000))
+        second = engine.submit(Request([3, 4], KNOWN, 10))
+        second.cancel()
+        assert tokens_of(second) == []
+        first.cancel()
+
+
+def test_a_slow_reader_pauses_alone(model: Model) -> None:
+    with engine_over(model) as engine:
+        slow = engine.submit(Request([1, 2], KNOWN, 5000))
+        wait_for(lambda: slow.waiting > 50)
+        assert len(answer(engine, [3, 4], 200, KNOWN)[0]) == 200
+        assert slow.waiting < 100
+        reading = iter(slow)
+        assert sum(isinstance(next(reading), int) for _ in range(300)) > 290  # it goes on when it is read
+        slow.cancel()
+
+
+def test_too_many_waiting_are_refused_in_one_line(model: Model) -> None:
+    with engine_over(model, max_rows=1, max_waiting=2) as engine:
+        lines = [engine.submit(Request([1, 2], KNOWN, 10_000))]
+        wait_for(lambda: engine.stats().rows == 1)
+        lines += [engine.submit(Request([1, 2], KNOWN, 1)) for _ in range(2)]
+        with pytest.raises(RequestError, match="waiting"):
+            engine.submit(Request([1, 2], KNOWN, 1))
+        for line in lines:
+            line.cancel()
+
+
+def test_a_closed_engine_ends_its_answers(model: Model) -> None:
+    with engine_over(model) as engine:
+        line = engine.submit(Request([1, 2], KNOWN, 50_000))
+        next(iter(line))
+        engine.close()
+        tokens_of(line)
+        assert line.ended is not None
+        assert line.ended.reason == "cancelled"
