@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.metal_emulator.fixtures import metal, pytest_runtest_setup, pytest_terminal_summary  # noqa: F401
 from tests.support.tiny_chat import write_tiny_chat
 
 # A busy machine must not turn a property red: what is slow is caught by the suite's own time limit.

@@ -1,0 +1,15 @@
+// The part of the Metal Shading Language that the emulator knows. Every translation unit begins with this file.
+#pragma once
+#include "language.h"
+#include "host.h"
+#include "traits.h"
+#include "limits.h"
+#include "vectors.h"
+#include "math.h"
+#include "integers.h"
+#include "barriers.h"
+#include "simdgroup.h"
+#include "simdgroup_matrix.h"
+#include "atomics.h"
+#include "tensor_ops.h"
+#include "entry.h"
