@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_qwen35.caches import disk_files, disk_folder, disk_writer
-from mlx_qwen35.caches.disk_files import CHECKPOINT, SEGMENT, Label
+from mlx_qwen35.caches.disk_files import CHECKPOINT, SEGMENT
 from mlx_qwen35.caches.disk_folder import StoredFile, to_evict
 from tests.caches.disk_nodes import MB, OTHER, ROOT, content, disk_usage, files_of, is_right, open_store, put
 
@@ -232,16 +233,17 @@ def test_temporaries_of_dead_processes_are_removed_and_those_of_living_ones_left
 
 def test_a_node_that_queued_ones_hang_on_is_spared(tmp_path: Path) -> None:
     """The parent has neither checkpoint nor child on disk yet, so it goes first if nobody looks at the queue."""
-    store = open_store(tmp_path, byte_budget=4 * BLOCK)
+    store = open_store(tmp_path, byte_budget=3 * BLOCK)
     other = put(store, ROOT, [1], checkpoint=False)
-    age(tmp_path, other, 10)
+    age(tmp_path, other, -100)  # younger than the parent will be
     parent = disk_files.node_key(ROOT, [2])
     child = disk_files.node_key(parent, [3])
-    store.put(parent, ROOT, [2], content(parent, "segment", 64), None)
     big = disk_files.node_key(ROOT, [4])
-    store.put(big, ROOT, [4], content(big, "segment", 900), None)  # two blocks
-    store.put(child, parent, [3], content(child, "segment", 64), None)
+    with (tmp_path / disk_folder.LOCK_NAME).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nothing is written before all is queued
+        store.put(parent, ROOT, [2], content(parent, "segment", 64), None)
+        store.put(big, ROOT, [4], content(big, "segment", 900), None)  # two blocks
+        store.put(child, parent, [3], content(child, "segment", 64), None)
     assert store.flush(60)
-    assert parent in keys(tmp_path)
-    assert child in keys(tmp_path)
-    assert Label(ROOT, other, SEGMENT).name not in os.listdir(tmp_path / ROOT)
+    assert keys(tmp_path) == {parent, child}
+    assert not store.stats().dropped

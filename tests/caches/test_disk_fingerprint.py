@@ -102,5 +102,5 @@ def test_little_is_read_of_large_weights(checkpoint: Path) -> None:
 
 def test_a_folder_without_a_checkpoint_is_refused(checkpoint: Path) -> None:
     (checkpoint / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         fingerprint(checkpoint)
