@@ -70,7 +70,8 @@ def to_evict(
     """Which files to remove to free `excess` bytes; None if even removing all that may go is too little.
 
     First what is of no use (no way to it from the root; a leaf without checkpoint), then by last use: checkpoints,
-    and leaves with all they have. A node with children keeps its segment, and so do the nodes in `keep`.
+    and leaves with all they have. A node with children keeps its segment, and so do the nodes in `keep`; when the last
+    checkpoint at the end of a chain goes, so do the segments that nobody can restore from any more.
     `parents` is a memory between calls: a key is the hash of its parent and ids, so what was read once stays true.
     Raises OSError where a header cannot be read, so that trouble with the disk is not taken for rubbish.
     """
