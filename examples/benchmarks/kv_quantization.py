@@ -24,29 +24,26 @@ from examples.demo_model.evaluate import LONGEST_ANSWER
 from examples.demo_model.mixture import EVALUATIONS, evaluation_set
 from examples.demo_model.samples import CHECKPOINT
 from mlx_qwen35.caches.kv import KVCache
-from mlx_qwen35.caches.kv_formats import kv_cache, kv_token_bytes
 from mlx_qwen35.caches.quantized_kv import QuantizedKVCache
-from mlx_qwen35.models.config import ModelConfig
+from mlx_qwen35.caches.rows import SequenceKV, attention_layers
+from mlx_qwen35.generation.cache_format import CacheSizes, one_token
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
-
-MakeCache = Callable[[], KVCache | QuantizedKVCache]
 
 
 @dataclass(frozen=True)
 class Format:
-    """bits: of a code   bar: the least top-1 agreement, in percent, of a format on offer"""
+    """bar: the least top-1 agreement, in percent, of a format on offer"""
 
     name: str
-    bits: int
-    make: MakeCache
+    make: Callable[[], SequenceKV]
     bar: float | None = None
 
 
 FORMATS = (
-    Format("8 bits", 8, lambda: kv_cache(8), 99.5),
-    Format("4 bits", 4, lambda: kv_cache(4), 98.0),
-    Format("4 bits, keys not rotated", 4, lambda: QuantizedKVCache(4, rotate_keys=False)),
+    Format("8 bits", lambda: QuantizedKVCache(8), 99.5),
+    Format("4 bits", lambda: QuantizedKVCache(4), 98.0),
+    Format("4 bits, keys not rotated", lambda: QuantizedKVCache(4, rotate_keys=False)),
 )
 
 
@@ -74,13 +71,17 @@ class Comparison:
 
 
 def read_answer(
-    model: Model, make: MakeCache, prompt: Sequence[int], answer: Sequence[int], window: int | None = None
+    model: Model,
+    make: Callable[[], SequenceKV],
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    window: int | None = None,
 ) -> mx.array:
     """Log-probabilities [T, V] at each token of `answer`.
 
     window: tokens of it that are read at a time, the first ones together with the prompt; None for all at once
     """
-    caches = [make() if isinstance(layer, KVCache) else layer for layer in model.make_cache()]
+    caches = model.make_cache(make)
     steps = window or len(answer)
     hidden = [model.hidden_states(mx.array([[*prompt, *answer[: steps - 1]]]), caches)[:, len(prompt) - 1 :]]
     for start in range(steps - 1, len(answer) - 1, steps):
@@ -121,7 +122,9 @@ def answered(model: Model, count: int, skills: Iterable[str] = EVALUATIONS) -> l
     return found
 
 
-def compare(model: Model, make: MakeCache, cases: Sequence[Answered], window: int | None = None) -> Comparison:
+def compare(
+    model: Model, make: Callable[[], SequenceKV], cases: Sequence[Answered], window: int | None = None
+) -> Comparison:
     agrees, divergence, equal = [], [], 0
     for case in cases:
         ours = read_answer(model, make, case.prompt, case.answer, window)
@@ -133,9 +136,13 @@ def compare(model: Model, make: MakeCache, cases: Sequence[Answered], window: in
     return Comparison(np.concatenate(agrees), np.concatenate(divergence), equal, len(cases))
 
 
-def row(kind: Format, found: Comparison, config: ModelConfig) -> tuple[str, ...]:
-    numbers = 2 * config.num_kv_heads * config.head_dim
-    bits = 8 * kv_token_bytes(kind.bits, config.num_kv_heads, config.head_dim) / numbers
+def bits_per_number(model: Model, make: Callable[[], SequenceKV]) -> float:
+    cache = one_token(model, lambda: model.make_cache(make))
+    numbers = len(attention_layers(cache)) * 2 * model.config.num_kv_heads * model.config.head_dim
+    return 8 * CacheSizes.of(cache).token / numbers
+
+
+def row(kind: Format, found: Comparison, bits: float) -> tuple[str, ...]:
     bar = "" if kind.bar is None else f"{kind.bar} % {'held' if found.top1 >= kind.bar else 'MISSED'}"
     return (
         kind.name,
@@ -160,7 +167,9 @@ def main() -> None:
     print(f"{len(cases)} prompts, {sum(len(case.answer) for case in cases):,} answer tokens")
     found = [compare(model, kind.make, cases, args.window) for kind in FORMATS]
     head = ("keys and values", "bits a number", "top-1", "bar", "answers equal", "KL mean", "KL p99")
-    print_table(head, [row(kind, comparison, model.config) for kind, comparison in zip(FORMATS, found)])
+    print_table(
+        head, [row(kind, comparison, bits_per_number(model, kind.make)) for kind, comparison in zip(FORMATS, found)]
+    )
     if any(kind.bar is not None and comparison.top1 < kind.bar for kind, comparison in zip(FORMATS, found)):
         raise SystemExit(1)
 

@@ -163,17 +163,6 @@ class QuantizedKVCache:
         self.length = sum(segment[0].shape[2] for segment in segments)
         self._arrays = [joined_with_room(spans, self.length) for spans in zip(*segments)]
 
-    @property
-    def format(self) -> str:
-        """A name for the layout of segments, which says how to read one."""
-        rotation = "rotated-keys" if self._keys.rotated else "plain-keys"
-        return f"affine-{self.bits}-bits-group-64-bfloat16-{rotation}"
-
-    @property
-    def token_bytes(self) -> int:
-        """What one more token takes; 0 before the first one has told the shapes."""
-        return sum(a.nbytes // a.shape[2] for a in self._arrays)
-
     # mlx-lm's cache protocol: what its generate loop asks of a cache.
 
     @property
@@ -194,12 +183,6 @@ class QuantizedKVCache:
 
     def empty(self) -> bool:
         return self.length == 0
-
-
-def vector_bytes(bits: int, width: int) -> int:
-    """What one vector of `width` numbers takes, packed."""
-    padded = -(-width // 32) * 32
-    return padded * bits // 8 + padded // _group_size(padded) * 2 * mx.bfloat16.size
 
 
 def _group_size(width: int) -> int:
