@@ -5,13 +5,14 @@
 The checkpoint is a puppet (tests/support/puppet.py): the real vocabulary and chat template, weights that answer each
 turn with reasoning, tool calls and text of their own, so a cache that is restored wrongly shows as a wrong text. Both
 sides get the same messages, built from what ours answered. The bar: prefilled tokens are at most 1.15 times those
-beyond the longest prefix shared with any earlier prompt and answer of the script.
+beyond the longest prefix shared with any earlier prompt and answer of the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,8 +28,33 @@ from examples.benchmarks.reuse_scripts import Script, Turn
 from examples.benchmarks.reuse_truth import BAR, total
 from mlx_qwen35.runtime import ChatRequest
 
-HEAD = ("script", "side", "prompt", "cached", "prefilled", "beyond LCP", "re-rendered", "ratio", "after 1st", "worst")
-TURN_HEAD = ("turn", "prompt", "LCP", "re-rendered", "cached", "ratio", "s", "peer cached", "ratio", "s", "notes")
+HEAD = (
+    "script",
+    "side",
+    "prompt",
+    "cached",
+    "prefilled",
+    "beyond LCP",
+    "re-rendered",
+    "reported",
+    "ratio",
+    "after 1st",
+    "worst",
+)
+TURN_HEAD = (
+    "turn",
+    "prompt",
+    "LCP",
+    "re-rendered",
+    "reported",
+    "cached",
+    "ratio",
+    "s",
+    "peer cached",
+    "ratio",
+    "s",
+    "notes",
+)
 
 
 def scripts(keys: str, turns: int) -> list[Script]:
@@ -49,8 +75,9 @@ def print_turns(report: Report) -> None:
         peer = report.peer[i] if i < len(report.peer) else None
         beside = (str(peer.cached), f"{peer.ratio:.2f}", f"{peer.first_seconds:.2f}") if peer else ("-", "-", "-")
         kind = "" if ours.thinking else "no thinking"
-        notes = "; ".join(filter(None, (kind, ours.note, peer.note and f"peer: {peer.note}" if peer else "")))
-        numbers = (i + 1, ours.prompt, ours.shared, ours.rerendered, ours.cached)
+        reason = ours.cache_note.partition(":")[0]
+        notes = "; ".join(filter(None, (kind, ours.note, reason, f"peer: {peer.note}" if peer and peer.note else "")))
+        numbers = (i + 1, ours.prompt, ours.shared, ours.rerendered, ours.reported_rerendered, ours.cached)
         rows.append((*map(str, numbers), f"{ours.ratio:.2f}", f"{ours.first_seconds:.2f}", *beside, notes))
     print_table(TURN_HEAD, rows)
     print()
@@ -64,8 +91,9 @@ def lines(report: Report) -> list[tuple[str, ...]]:
             continue
         t = total(turns)
         numbers = (t.prompt, t.cached, t.prefilled, t.beyond, t.rerendered)
+        reported = f"{t.reported_rerendered:,}" if side == "ours" else "-"
         ratios = (t.ratio, t.ratio_after_first, t.worst_turn)
-        rows.append((report.script.key, side, *(f"{n:,}" for n in numbers), *(f"{r:.3f}" for r in ratios)))
+        rows.append((report.script.key, side, *(f"{n:,}" for n in numbers), reported, *(f"{r:.3f}" for r in ratios)))
     return rows
 
 
@@ -121,10 +149,11 @@ def measure(chosen: list[Script], with_peer: bool, verbose: bool) -> bool:
         peer = stack.enter_context(MlxLmServer(folder, Path(temporary) / "peer.log")) if with_peer else None
         with our_runtime(folder, disk) as runtime:
             # Both sides run everything once before anything is timed; nothing of it is a script's beginning.
-            run(runtime, peer, reuse_scripts.warm_up(), says)
+            seen: list[bytes] = []
+            run(runtime, peer, reuse_scripts.warm_up(), says, seen)
             to_resume = None
             for script in chosen:
-                report, conversation = run(runtime, peer, script, says)
+                report, conversation = run(runtime, peer, script, says, seen)
                 reports.append(report)
                 to_resume = conversation if to_resume is None or script.key == "B" else to_resume
                 if verbose:
@@ -146,6 +175,7 @@ def main() -> None:
     if args.resume:
         resume(args.resume)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the peer's process ends with this one
     print_conditions("examples.benchmarks.prefix_reuse")
     sys.exit(0 if measure(scripts(args.scripts, args.turns), not args.no_peer, args.verbose) else 1)
 

@@ -15,6 +15,7 @@ from examples.benchmarks.reuse_scripts import NAMES, TOPICS, VOICES, Script, Tur
 from examples.benchmarks.reuse_truth import Reuse, new_messages_at, shared_tokens
 from mlx_qwen35.chat.events import Content, Finished, PrefillProgress, Reasoning, ToolCallEnd, Usage
 from mlx_qwen35.chat.tokenizer import Tokenizer
+from mlx_qwen35.options import CacheOptions
 from mlx_qwen35.runtime import ChatRequest, Runtime
 from tests.support import puppet, puppet_weights, real_tokenizer
 
@@ -60,7 +61,7 @@ def write_checkpoint(folder: Path) -> puppet.Script:
 @contextmanager
 def our_runtime(folder: Path, disk: Path) -> Iterator[Runtime]:
     """Our side, its prefixes on disk in `disk`."""
-    runtime = Runtime.load(str(folder))  # no disk store yet
+    runtime = Runtime.load(str(folder), caches=CacheOptions(disk=disk))
     try:
         yield runtime
     finally:
@@ -68,8 +69,8 @@ def our_runtime(folder: Path, disk: Path) -> Iterator[Runtime]:
 
 
 def prompt_ids(runtime: Runtime, request: ChatRequest) -> list[int]:
-    """The prompt as the engine sees it."""
-    return runtime.tokenizer.encode(runtime.render(request))
+    """The prompt as the engine sees it: answers of the runtime in it as they were sampled."""
+    return list(runtime.prompt(request).ids)
 
 
 def ask(runtime: Runtime, request: ChatRequest) -> Answer:
@@ -98,12 +99,15 @@ def ask_peer(peer: MlxLmServer, request: ChatRequest) -> Answer:
 
 
 class Conversation:
-    """One script on its way: the messages so far, and the text of all prompts with their answers."""
+    """One script on its way: the messages so far, and the text of all prompts with their answers.
 
-    def __init__(self, script: Script, says: puppet.Script) -> None:
+    seen: texts that both sides have answered before, of other conversations; this one adds its own
+    """
+
+    def __init__(self, script: Script, says: puppet.Script, seen: list[bytes]) -> None:
         self.script, self._says = script, says
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": script.system}]
-        self.seen: list[bytes] = []
+        self.seen = seen
         self._user = says.tokenizer.encode("<|im_start|>user")
 
     def request(self, turn: Turn) -> ChatRequest:
@@ -116,15 +120,25 @@ class Conversation:
     def reuse(self, ids: Sequence[int], turn: Turn, answer: Answer) -> Reuse:
         """The truth about a prompt's ids, as the answering side spells them, and what the answer says of them."""
         shared = shared_tokens([self._says.tokenizer.token_bytes(token) for token in ids], self.seen)
-        old = new_messages_at(ids, self._user) if self.seen else 0
+        # A conversation without an answer has no history that could be rendered again.
+        old = new_messages_at(ids, self._user) if len(self.messages) > 1 else 0
         if answer.usage.prompt_tokens != len(ids):
             note = f"counts {answer.usage.prompt_tokens} prompt tokens, not {len(ids)}"
         elif not self.is_scripted(turn, answer):
             note = "SAYS SOMETHING ELSE"
         else:
             note = ""
-        thinking, cached = turn.thinking, answer.usage.cached_tokens
-        return Reuse(len(ids), shared, max(old - shared, 0), cached, answer.first_seconds, thinking, note)
+        return Reuse(
+            prompt=len(ids),
+            shared=shared,
+            rerendered=max(old - shared, 0),
+            cached=answer.usage.cached_tokens,
+            first_seconds=answer.first_seconds,
+            thinking=turn.thinking,
+            note=note,
+            reported_rerendered=answer.usage.rerendered_tokens,
+            cache_note=answer.usage.cache_note,
+        )
 
     def is_scripted(self, turn: Turn, answer: Answer) -> bool:
         """Whether an answer is the one that the weights were solved for."""
@@ -160,9 +174,14 @@ class Report:
     failure: str = ""
 
 
-def run(runtime: Runtime, peer: MlxLmServer | None, script: Script, says: puppet.Script) -> tuple[Report, Conversation]:
-    """All turns of a script, ours and the peer's in turn: who goes first changes every turn."""
-    conversation, report = Conversation(script, says), Report(script)
+def run(
+    runtime: Runtime, peer: MlxLmServer | None, script: Script, says: puppet.Script, seen: list[bytes]
+) -> tuple[Report, Conversation]:
+    """All turns of a script, ours and the peer's in turn: who goes first changes every turn.
+
+    seen: the texts of earlier scripts on the same two sides, to which this one's are added
+    """
+    conversation, report = Conversation(script, says, seen), Report(script)
     for i, turn in enumerate(script.turns):
         request = conversation.request(turn)
         prompt = runtime.render(request)

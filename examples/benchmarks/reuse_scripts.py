@@ -122,15 +122,15 @@ def tool_loop(rounds: int = 20, respelled: bool = False) -> Script:
     """A: one user question, `rounds` tool calls and an answer at the end. D, where some are respelled."""
     topics = itertools.cycle(TOPICS)
     voices = ("inspect", "proceed", "examine", "proceed") if respelled else ("inspect", "proceed")
-    turns = [_question("proceed", next(topics), 0), *_results(rounds, topics, voices=voices)]
     key, title = ("D", ", some answers respelled") if respelled else ("A", "")
+    turns = [_question(key, "proceed", next(topics), 0), *_results(rounds, topics, voices=voices)]
     return Script(key, f"one tool loop of {rounds} rounds{title}", NAMES[0], TOOLS, turns)
 
 
 def questions(count: int = 20) -> Script:
     """B: `count` user turns, thinking on, long and short answers."""
     asked = ("briefly", "briefly", "thoroughly")
-    turns = [_question(asked[i % len(asked)], TOPICS[i % len(TOPICS)], i) for i in range(count)]
+    turns = [_question("B", asked[i % len(asked)], TOPICS[i % len(TOPICS)], i) for i in range(count)]
     return Script("B", f"{count} user turns, thinking on", NAMES[1], None, turns)
 
 
@@ -139,7 +139,7 @@ def mixed(count: int = 6, rounds: int = 3) -> Script:
     topics, turns = itertools.cycle(TOPICS), []
     for i in range(count):
         thinking, loop = i % 3 != 2, i % 3 != 1
-        turns.append(_question("proceed" if loop else "thoroughly", next(topics), i, thinking))
+        turns.append(_question("C", "proceed" if loop else "thoroughly", next(topics), i, thinking))
         if loop:
             turns += _results(rounds - i % 2, topics, thinking)
     return Script("C", f"{count} user turns, tool loops, thinking switched", NAMES[2], TOOLS, turns)
@@ -147,14 +147,15 @@ def mixed(count: int = 6, rounds: int = 3) -> Script:
 
 def warm_up() -> Script:
     """A conversation that no other begins like: for what is slow only once."""
-    return Script(
-        "W", "warm-up", NAMES[0], None, [_question("briefly", TOPICS[0], 0), _question("briefly", TOPICS[1], 1)]
-    )
+    turns = [_question("W", "briefly", topic, i) for i, topic in enumerate(TOPICS[:2])]
+    return Script("W", "warm-up", NAMES[0], None, turns)
 
 
-def _question(voice: str, topic: str, i: int, thinking: bool = True) -> Turn:
+def _question(key: str, voice: str, topic: str, i: int, thinking: bool = True) -> Turn:
     details = f"My entry {200 + 7 * i} says: {_FILLER[i % len(_FILLER)]}."
-    return Turn("user", f"Question {i + 1}. {details} Please {voice}, and keep to the {topic}.", voice, topic, thinking)
+    return Turn(
+        "user", f"Question {key}{i + 1}. {details} Please {voice}, and keep to the {topic}.", voice, topic, thinking
+    )
 
 
 def _results(

@@ -20,7 +20,8 @@ class Reuse:
     """One turn, in tokens. `shared`: longest common prefix of the prompt with any earlier prompt and its answer.
 
     rerendered: after `shared`, but of messages that were there before; the template wrote them in another way
-    cached: what the runtime says it reused
+    cached: what the runtime says it reused   reported_rerendered, cache_note: the runtime's own word on the rest
+    note: what is wrong with the answer; "" if nothing is
     """
 
     prompt: int
@@ -30,6 +31,8 @@ class Reuse:
     first_seconds: float = 0.0
     thinking: bool = True
     note: str = ""
+    reported_rerendered: int = 0
+    cache_note: str = ""
 
     @property
     def prefilled(self) -> int:
@@ -49,6 +52,7 @@ class Total:
     prefilled: int
     beyond: int
     rerendered: int
+    reported_rerendered: int
     ratio: float
     ratio_after_first: float  # the first turn is cold and dilutes the rest
     worst_turn: float
@@ -85,6 +89,7 @@ def total(turns: Sequence[Reuse]) -> Total:
         prefilled=sum(turn.prefilled for turn in turns),
         beyond=sum(turn.prompt - turn.shared for turn in turns),
         rerendered=sum(turn.rerendered for turn in turns),
+        reported_rerendered=sum(turn.reported_rerendered for turn in turns),
         ratio=ratio(turns),
         ratio_after_first=ratio(turns[1:]),
         worst_turn=max(turn.ratio for turn in turns),
