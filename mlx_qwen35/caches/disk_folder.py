@@ -8,7 +8,6 @@ threads, queues and warnings.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import json
 import os
 import time
@@ -169,21 +168,15 @@ class _Tree:
         for node in sorted(lost, key=lambda node: (node.parent is not None, _last_use(node))):
             yield node.files
         found = [name for name, node in self._nodes.items() if node.reachable]
-        for name in sorted(found, key=lambda name: _last_use(self._nodes[name])):
+        found.sort(key=lambda name: _last_use(self._nodes[name]))
+        for name in found:
             if freed := self._useless_from(name):
                 yield freed
-        heap = [(_last_use(self._nodes[name]), name) for name in found if self._nodes[name].checkpoint]
-        heapq.heapify(heap)
-        while heap:
-            used, name = heapq.heappop(heap)
+        for name in found:
             node = self._nodes[name]
-            if used < (latest := _last_use(node)):
-                # It became a leaf after it was queued by its checkpoint alone.
-                heapq.heappush(heap, (latest, name))
-                continue
-            assert node.checkpoint is not None
-            freed, node.checkpoint = [node.checkpoint], None
-            yield freed + self._useless_from(name)
+            if node.checkpoint is not None:
+                freed, node.checkpoint = [node.checkpoint], None
+                yield freed + self._useless_from(name)
 
     def _useless_from(self, name: NodeId | None) -> list[StoredFile]:
         """Segments of `name` and then its ancestors, as far up as nothing hangs on them any more."""
@@ -201,10 +194,8 @@ class _Tree:
 
 
 def _last_use(node: _Node) -> int:
-    """Of an inner node its checkpoint's; its segment lives on, whoever used it."""
-    if node.children and node.checkpoint:
-        return node.checkpoint.used_ns
-    return max(file.used_ns for file in node.files)
+    """The checkpoint's if there is one: a restore starts there, and renews both files of a node."""
+    return node.files[0].used_ns
 
 
 def _parent_of(segment: Path, parents: dict[Path, str]) -> str | None:
