@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.metal_emulator.fixtures import skip
 from tests.metal_emulator.toolchain import why_not
 
 
 @pytest.fixture(autouse=True)
-def emulator() -> None:
+def emulator(request: pytest.FixtureRequest) -> None:
     if reason := why_not():
-        pytest.skip(f"METAL EMULATOR NOT TESTED: {reason}")
+        skip(request.config, reason)

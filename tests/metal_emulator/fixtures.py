@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import cast
+from typing import NoReturn, cast
 
 import mlx.core as mx
 import pytest
@@ -19,11 +19,16 @@ from tests.metal_emulator.toolchain import why_not
 _skipped = pytest.StashKey[bool]()
 
 
+def skip(config: pytest.Config, reason: str) -> NoReturn:
+    """Skip, and remember it for the last line."""
+    config.stash[_skipped] = True
+    pytest.skip(f"METAL KERNELS NOT TESTED: {reason}")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Kernel tests run on a GPU, or emulated, or say why not."""
     if item.get_closest_marker("metal") and not mx.metal.is_available() and (reason := why_not()):
-        item.config.stash[_skipped] = True
-        pytest.skip(f"METAL KERNELS NOT TESTED: {reason}")
+        skip(item.config, reason)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -53,7 +58,6 @@ def metal(request: pytest.FixtureRequest) -> Iterator[Session | None]:
         mx.set_default_device(before)
         return
     if reason := why_not():
-        request.config.stash[_skipped] = True
-        pytest.skip(f"METAL KERNELS NOT TESTED: {reason}")
+        skip(request.config, reason)
     with emulated_metal(Options(schedule=getattr(request, "param", None) or default_schedule())) as session:
         yield session

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from tests.metal_emulator import Options, Session, emulated_metal
 
@@ -39,6 +42,24 @@ def run(
             init_value=init_value,
         )
     return outputs[0], session
+
+
+def written_for(package: str, version: str) -> pytest.MarkDecorator:
+    """Skips where a test that calls another's insides meets a version it was not written for."""
+    found = importlib.metadata.version(package)
+    reason = f"written for {package} {version}x, whose kernels' arguments it knows; {found} is installed"
+    return pytest.mark.skipif(not found.startswith(version), reason=reason)
+
+
+def private_copy(name: str) -> Any:
+    """A module imported anew: mlx-lm's build their kernels on import, and only where there is Metal."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with emulated_metal():
+        spec.loader.exec_module(module)
+    return module
 
 
 def error(got: mx.array | np.ndarray, wanted: mx.array | np.ndarray) -> float:
