@@ -1,31 +1,25 @@
-"""One file of the prefix store on disk: how it is written, and how it is believed.
+"""One file of the prefix store on disk: how it is named, and how it is believed.
 
 A node of the prefix tree is a segment file (the KV of its span) and perhaps a checkpoint file (the recurrent state
-at the end of its span), both plain safetensors. What a file says of itself is untrusted: a segment's name is the
+at the end of its span), both sealed files (sealed.py). What a file says of itself is untrusted: a segment's name is the
 hash of its parent's name and its token ids, and a checksum covers every byte of header and payload. Knows nothing of
 budgets, threads or MLX; tensors are bytes with a dtype and a shape.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
-import json
-import os
 import re
-import stat
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.hub.headers import DTYPE_BITS, Header, header_length, parse_header
-from mlx_qwen35.hub.jsonfile import fetch_again
+from mlx_qwen35.caches import sealed
+from mlx_qwen35.caches.sealed import Blob, Damaged, Sealed, opened
+from mlx_qwen35.hub.headers import Header
 
 SEGMENT = "segment"
 CHECKPOINT = "checkpoint"
@@ -35,24 +29,8 @@ FINGERPRINT = re.compile(r"[0-9a-f]{16,128}")
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{40}\.(?:segment|checkpoint)\.safetensors\.(\d{1,10})\.\d+\.tmp")
 
 _FORMAT = "mlx-qwen35 prefix 1"
-_CHUNK = 8 << 20  # bytes hashed while they are still in the processor's cache; macOS writes at most 2 GiB at once
 _MAX_HEADER_BYTES = 8 << 20  # 50 times that of the largest model: 92 layers, four tensors each
-_NO_CHECKSUM = b"0" * 64
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
-_serial = itertools.count()
-
-
-class Damaged(Exception):
-    """The file is not what was once written under this name; the text follows the file's name."""
-
-
-@dataclass(frozen=True)
-class Blob:
-    """One tensor as bytes: `dtype` is a safetensors code ("BF16"), `data` is row-major and little-endian."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -70,18 +48,15 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A file about to be written. The header's checksum is still zeros; it becomes known while the payload passes."""
+class Draft(Sealed):
+    """A file about to be written."""
 
     label: Label
-    header: bytes
-    payload: tuple[memoryview, ...]
-    size: int  # bytes of the whole file
 
 
 def node_key(parent: str, ids: Sequence[int]) -> str:
     """The name of a node: 40 hex digits that stand for every token id from the root to its end."""
-    return hashlib.blake2b(parent.encode() + _packed(ids), digest_size=20).hexdigest()
+    return hashlib.blake2b(parent.encode() + packed_ids(ids), digest_size=20).hexdigest()
 
 
 def draft(label: Label, blobs: Mapping[str, Blob], ids: Sequence[int] | None = None) -> Draft:
@@ -94,50 +69,14 @@ def draft(label: Label, blobs: Mapping[str, Blob], ids: Sequence[int] | None = N
     if reserved := {IDS, "__metadata__"} & set(tensors):
         raise ValueError(f"tensor names {sorted(reserved)} are reserved")
     if ids is not None:
-        tensors[IDS] = Blob("U32", (len(ids),), _packed(ids))
-    # Widest elements first keeps every tensor aligned, as the safetensors library does.
-    order = sorted(tensors, key=lambda name: (-DTYPE_BITS.get(tensors[name].dtype, 0), name))
-    metadata = {"checksum": _NO_CHECKSUM.decode(), "format": _FORMAT} | vars(label)
-    header: dict[str, object] = {"__metadata__": metadata}
-    payload: list[memoryview] = []
-    at = 0
-    for name in order:
-        data = memoryview(tensors[name].data).cast("B")
-        _check_size(name, tensors[name], len(data))
-        header[name] = {
-            "dtype": tensors[name].dtype,
-            "shape": list(tensors[name].shape),
-            "data_offsets": [at, at + len(data)],
-        }
-        at += len(data)
-        payload.append(data)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return Draft(label, len(text).to_bytes(8, "little") + text, tuple(payload), 8 + len(text) + at)
+        tensors[IDS] = Blob("U32", (len(ids),), packed_ids(ids))
+    content = sealed.seal({"format": _FORMAT} | vars(label), tensors)
+    return Draft(content.header, content.payload, content.size, label)
 
 
 def write(folder: Path, content: Draft) -> None:
     """Put a file into an existing folder so that a reader, or a crash, sees all of it or none. Raises OSError."""
-    path = folder / content.label.name
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_serial)}.tmp")
-    try:
-        with open(temporary, "xb", buffering=0, opener=_private) as file:
-            digest = hashlib.sha256(content.header)
-            _write_all(file, memoryview(content.header))
-            for data in content.payload:
-                for at in range(0, len(data), _CHUNK):
-                    digest.update(data[at : at + _CHUNK])
-                    _write_all(file, data[at : at + _CHUNK])
-            file.seek(0)
-            _write_all(file, memoryview(content.header.replace(_NO_CHECKSUM, digest.hexdigest().encode(), 1)))
-            # Whatever the drive's own cache loses in a power cut, the checksum finds.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    sealed.write(folder / content.label.name, content)
 
 
 def read(path: Path, limit_bytes: int) -> dict[str, Blob]:
@@ -149,22 +88,9 @@ def read(path: Path, limit_bytes: int) -> dict[str, Blob]:
         if size > limit_bytes:
             raise Damaged(f"has {size:,} bytes, more than was ever written")
         raw, header = _header(file, path, size)
-        digest = hashlib.sha256(len(raw).to_bytes(8, "little"))
-        stated = header.metadata["checksum"].encode()
-        digest.update(raw.replace(stated, _NO_CHECKSUM, 1))
-        start = 8 + len(raw)
-        buffer = memoryview(bytearray(size - start))
-        for at in range(0, len(buffer), _CHUNK):
-            _read_all(file, buffer[at : at + _CHUNK])
-            digest.update(buffer[at : at + _CHUNK])
-    if digest.hexdigest().encode() != stated:
-        raise Damaged("does not fit its checksum")
-    view = buffer.toreadonly()
-    return {
-        name: Blob(entry.dtype, entry.shape, view[entry.begin - start : entry.end - start])
-        for name, entry in header.tensors.items()
-        if name != IDS
-    }
+        blobs = sealed.payload(file, size, raw, header)
+    blobs.pop(IDS, None)
+    return blobs
 
 
 def read_span(path: Path) -> tuple[str, array[int], int]:
@@ -176,10 +102,8 @@ def read_span(path: Path) -> tuple[str, array[int], int]:
             raise Damaged("holds no token ids")
         packed = memoryview(bytearray(entry.nbytes))
         file.seek(entry.begin)
-        _read_all(file, packed)
-    ids = array("I", packed.tobytes())
-    if sys.byteorder == "big":
-        ids.byteswap()
+        sealed.read_all(file, packed)
+    ids = unpacked_ids(packed)
     parent = header.metadata["parent"]
     if node_key(parent, ids) != path.name.split(".")[0]:
         raise Damaged("holds other token ids than its name says")
@@ -192,35 +116,26 @@ def read_metadata(path: Path) -> tuple[dict[str, str], int]:
         return _header(file, path, size)[1].metadata, size
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file and its size. A link or a pipe has no business under these names, and could lead or hang us."""
-    if path.is_symlink():
-        raise Damaged("is a symbolic link")
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) if _is_regular(descriptor) else _refused(descriptor) as file:
-        yield file, os.fstat(descriptor).st_size
+def packed_ids(ids: Sequence[int]) -> bytes:
+    """Token ids as the bytes of a U32 tensor."""
+    packed = array("I", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
 
 
-def _is_regular(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
-
-
-def _refused(descriptor: int) -> BinaryIO:
-    os.close(descriptor)
-    raise Damaged("is not a regular file")
+def unpacked_ids(data: bytes | memoryview) -> array[int]:
+    """What `packed_ids` packed."""
+    ids = array("I", bytes(data))
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids
 
 
 def _header(file: BinaryIO, path: Path, size: int) -> tuple[bytes, Header]:
     """The header's bytes and content, checked to be that of a file with this name in this folder."""
-    try:
-        length = header_length(_up_to(file, 8), size, path)
-        if length > _MAX_HEADER_BYTES:
-            raise Damaged(f"announces a header of {length:,} bytes")
-        raw = _up_to(file, length)
-        header = parse_header(raw, path, size)
-    except CheckpointError as error:
-        raise Damaged(str(error).removeprefix(f"{path} ").removesuffix(f". {fetch_again(path)}")) from None
+    raw = sealed.raw_header(file, path, size, _MAX_HEADER_BYTES)
+    header = sealed.checked_header(raw, path, size)
     key, kind, _ = path.name.split(".")
     stated = header.metadata
     if {"checksum", *vars(Label("", "", ""))} - set(stated) or stated.get("format") != _FORMAT:
@@ -232,48 +147,3 @@ def _header(file: BinaryIO, path: Path, size: int) -> tuple[bytes, Header]:
     if (stated["key"], stated["kind"], stated["fingerprint"]) != (key, kind, path.parent.name):
         raise Damaged("belongs under another name or to another model")
     return raw, header
-
-
-def _check_size(name: str, blob: Blob, nbytes: int) -> None:
-    if blob.dtype not in DTYPE_BITS or prod(blob.shape) * DTYPE_BITS[blob.dtype] != 8 * nbytes:
-        raise ValueError(f"tensor {name!r}: {nbytes} bytes are not {blob.dtype} of shape {blob.shape}")
-
-
-def _packed(ids: Sequence[int]) -> bytes:
-    packed = array("I", ids)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def _private(path: str, flags: int) -> int:
-    # Token ids are the conversation: nobody else's business.
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _write_all(file: BinaryIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
-
-
-def _read_all(file: BinaryIO, into: memoryview) -> None:
-    while into:
-        count = file.readinto(into)  # type: ignore[attr-defined]  # of a raw file; BinaryIO does not tell
-        if not count:
-            raise Damaged("is cut short")
-        into = into[count:]
-
-
-def _up_to(file: BinaryIO, count: int) -> bytes:
-    found = b""
-    while len(found) < count and (more := file.read(count - len(found))):
-        found += more
-    return found
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_qwen35.caches import disk_files
+from mlx_qwen35.caches import disk_files, sealed
 from mlx_qwen35.caches.disk_files import FILE_NAME, FINGERPRINT, SEGMENT, TEMPORARY_NAME, Damaged
 
 BLOCK = 4096  # a file takes whole blocks of the disk, so that is how it is counted
@@ -98,7 +98,7 @@ def remove(files: list[StoredFile]) -> None:
 def written_today(folder: Path) -> int:
     """Bytes written since local midnight, by all processes. A counter that cannot be read starts at 0."""
     try:
-        with disk_files.opened(folder / COUNTER_NAME) as (file, _):
+        with sealed.opened(folder / COUNTER_NAME) as (file, _):
             counter = json.loads(file.read(1000))
         count = counter["bytes"] if counter["day"] == today() else 0
     except (Damaged, OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_qwen35.caches.blobs import Layouts
 from mlx_qwen35.caches.kv import GROWTH
 from mlx_qwen35.caches.prefix_tree import Node
 from mlx_qwen35.caches.rows import SequenceCache, attention_layers, recurrent_layers
@@ -43,11 +44,12 @@ class CacheSizes:
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """make: caches of a new sequence   root: of its prefixes, in the store"""
+    """make: caches of a new sequence   root: of its prefixes, in the store   layouts: of what the caches hold"""
 
     make: Callable[[], SequenceCache]
     sizes: CacheSizes
     root: Node
+    layouts: Layouts
 
 
 def one_token(model: Model, make: Callable[[], SequenceCache]) -> SequenceCache:

@@ -10,13 +10,14 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen35 import __version__
+from mlx_qwen35.caches.blobs import Layouts
 from mlx_qwen35.caches.disk_store import DiskStore
 from mlx_qwen35.caches.disk_tree import DiskTree
 from mlx_qwen35.caches.fingerprint import fingerprint
 from mlx_qwen35.caches.kv import KVCache
 from mlx_qwen35.caches.prefix_store import PrefixStore
 from mlx_qwen35.caches.quantized_kv import QuantizedKVCache
-from mlx_qwen35.caches.rows import SequenceCache, attention_layers, recurrent_layers
+from mlx_qwen35.caches.rows import SequenceCache
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes, one_token
 from mlx_qwen35.generation.engine import Engine, Limits
@@ -49,8 +50,9 @@ def start_engine(
         make = functools.partial(make_caches, model, kv_bits)
         example = one_token(model, make)
         name = _fingerprint(folder, kv_bits, example)
-        root = store.root(name, lambda: _open_disk(name, example, options, warn))
-        return CacheFormat(make, CacheSizes.of(example), root)
+        layouts = Layouts.of(example)
+        root = store.root(name, lambda: _open_disk(name, layouts, options, warn))
+        return CacheFormat(make, CacheSizes.of(example), root, layouts)
 
     return Engine(model, thread, make_format, store, Limits(cache_bytes, prefix_bytes, options.max_sequences))
 
@@ -67,9 +69,7 @@ def _fingerprint(folder: Path, kv_bits: int, example: SequenceCache) -> str:
     return fingerprint(folder, kv_bits=kv_bits, dtypes=dtypes, layout=STATE_LAYOUT, versions=versions)
 
 
-def _open_disk(
-    name: str, example: SequenceCache, options: CacheOptions, warn: Callable[[str], None]
-) -> DiskTree | None:
+def _open_disk(name: str, layouts: Layouts, options: CacheOptions, warn: Callable[[str], None]) -> DiskTree | None:
     if options.disk is None:
         return None
     try:
@@ -83,8 +83,7 @@ def _open_disk(
     except (OSError, UserError) as error:
         warn(f"Prefixes are kept in memory only: {error}")
         return None
-    segments = [layer.segment(0, 1) for layer in attention_layers(example)]
-    return DiskTree(store, segments, [layer.snapshot() for layer in recurrent_layers(example)])
+    return DiskTree(store, layouts)
 
 
 def _bound_mlx(cache_bytes: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mlx_qwen35.caches.blobs import Layouts
 from mlx_qwen35.caches.prefix_store import PrefixStore
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes, one_token
 from mlx_qwen35.generation.engine import Engine, Limits
@@ -25,7 +26,8 @@ def engine_over(
 
     def make_format(kv_bits: int) -> CacheFormat:
         make = functools.partial(make_caches, model, kv_bits)
-        return CacheFormat(make, CacheSizes.of(one_token(model, make)), store.root(f"{kv_bits:016x}"))
+        example = one_token(model, make)
+        return CacheFormat(make, CacheSizes.of(example), store.root(f"{kv_bits:016x}"), Layouts.of(example))
 
     try:
         yield Engine(model, thread, make_format, store, Limits(prefix_bytes=prefix_bytes, **limits))
