@@ -1,0 +1,67 @@
+"""What plain decoding would have drawn: one pass over prompt and answer, alone, in one window, no engine, no store.
+
+Plain decode and this pass round differently, as do batches of other sizes: a matrix product takes other kernels. So
+an answer is right if each of its tokens is the one that plain decode draws, or stands at a near-tie: its score is
+within NEAR_TIE of the best. After a near-tie the texts differ and go on to be judged by their own ids. That is the
+promise "identical, or first different where plain decode's top two logits are within 1e-3", and strict, since what
+follows is judged too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from mlx_qwen35.generation.request import Request
+from mlx_qwen35.generation.sampling import Sampler
+from mlx_qwen35.generation.start import make_caches
+from mlx_qwen35.models.model import Model
+from mlx_qwen35.models.windows import Window
+
+# Rounding moves the logits of these networks by some 1e-6. In quantized caches it moves a number that stands between
+# two codes by a whole step of its group, once in thousands of numbers, and that moves logits by more.
+NEAR_TIE = {16: 1e-3, 8: 1e-2, 4: 1e-1}
+
+
+def plain_logits(model: Model, ids: Sequence[int], kv_bits: int = 16) -> mx.array:
+    """Logits of every position of a text, [T, V]."""
+    return model.logits(model.step([Window(mx.array(list(ids), mx.int32), make_caches(model, kv_bits))]))
+
+
+def shortfall(model: Model, request: Request, answer: Sequence[int]) -> float:
+    """How far the worst token of an answer stands behind the one that plain decode draws; 0 where it is the one."""
+    if not answer:
+        return 0.0
+    prompt = mx.array(list(request.ids), mx.uint32)
+    logits = plain_logits(model, [*request.ids, *answer[:-1]], request.kv_bits)[len(request.ids) - 1 :]
+    sampler = _Replayed(request.sampling, request.known_tokens, request.seed, request.logit_bias)
+    worst = 0.0
+    for i, token in enumerate(answer):
+        sampler(logits[i : i + 1], prompt, mx.array(list(answer[:i]), mx.uint32))
+        worst = max(worst, (sampler.scores.max() - sampler.scores[0, token]).item())  # pyright: ignore
+    return worst
+
+
+def assert_plain(model: Model, request: Request, answer: Sequence[int]) -> None:
+    """The answer, or its beginning, is what plain decode draws, up to near-ties."""
+    assert shortfall(model, request, answer) <= NEAR_TIE[request.kv_bits]
+
+
+class _Replayed(Sampler):
+    """Keeps the scores of which the largest was drawn."""
+
+    scores: mx.array
+
+    def _draw(self, logits: mx.array) -> mx.array:
+        if self.sampling.temperature == 0:
+            self.scores = logits
+        return super()._draw(logits)
+
+    def _categorical(self, logprobs: mx.array) -> mx.array:
+        key = mx.random.split(self._key)[1]
+        # MLX draws the largest of these, so noise is part of the score.
+        self.scores = logprobs + mx.random.gumbel(logprobs.shape, key=key)
+        drawn = super()._categorical(logprobs)
+        assert drawn.item() == mx.argmax(self.scores).item()
+        return drawn
