@@ -1,0 +1,141 @@
+"""Rows of a weight matrix in, packed rows out, at one of four qualities. Knows nothing of files or networks.
+
+stock: mx.quantize, bit for bit. fast: scales by least squares, codes against the scales as stored. good: the same,
+weighted by the inputs' second moments. best: errors compensated across a row with the inputs' Hessian. Every
+candidate is measured as stock mx.dequantize will read it, in float32, and kept only where its error is lower than
+stock's: per group for fast and good, per row for best. So no quality is ever worse than stock under its own measure.
+
+It computes with numpy, in pieces that stay in the processor's cache, on all cores: the same bits on a Mac and on
+Linux, and the GPU stays free.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen35.convert.affine_codes import Floats, Grouped, as_stored, stock
+from mlx_qwen35.convert.compensation import carrier, compensated, damped, polish, row_errors
+from mlx_qwen35.convert.packing import Packing
+from mlx_qwen35.convert.scale_search import search
+
+QUALITIES = ("stock", "fast", "good", "best")
+CALIBRATED = ("good", "best")  # the qualities that want statistics
+PIECE = 1 << 16  # weights at a time: with their temporaries about a core's share of cache
+UNSEEN = 0.01  # of the mean second moment
+
+__all__ = ["CALIBRATED", "QUALITIES", "Packing", "Statistics", "round_rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What calibration saw of the inputs that one parameter's rows are multiplied with.
+
+    second_moments: [in], float32, mean of x^2   hessian: [in, in], float32, mean of x x^T, already shrunk
+    """
+
+    second_moments: mx.array | None = None
+    hessian: mx.array | None = None
+
+    @cached_property
+    def carried(self) -> tuple[Floats, Floats]:
+        """The damped Hessian and how errors are carried under it; once for all rows that share these statistics."""
+        matrix = damped(np.array(self.hessian))
+        return matrix, carrier(matrix)
+
+
+def round_rows(
+    rows: mx.array, packing: Packing, quality: str, statistics: Statistics | None = None
+) -> tuple[mx.array, mx.array, mx.array | None]:
+    """Pack rows as mx.quantize lays them out.
+
+    rows: [N, in], any float dtype; scales and biases come out in it
+    statistics: for good and best; without it both fall back to what they can do: best to good, good to fast
+    -> packed weight [N, words] uint32, scales and biases [N, groups] (biases None where the mode has none)
+    Other modes than affine are stock's own at every quality. Rows do not depend on each other.
+    """
+    if quality not in QUALITIES:
+        raise ValueError(f"quality is {quality!r}; known are {', '.join(QUALITIES)}")
+    if quality == "stock" or packing.mode != "affine":
+        packed, scales, *biases = mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)
+        return packed, scales, biases[0] if biases else None
+    compensates = quality == "best" and statistics is not None and statistics.hessian is not None
+    moments = statistics.second_moments if statistics and quality in CALIBRATED else None
+    weights = np.array(rows.astype(mx.float32)).reshape(len(rows), -1, packing.group_size)
+    if not np.isfinite(weights).all():
+        return round_rows(rows, packing, "stock")  # and verification will name the tensor
+    importance = None if moments is None else _importance(moments, packing)
+    if not compensates:
+        start = _stock_scales(rows, packing)
+        parts = _in_pieces(
+            len(rows), weights[0].size, lambda p: search(weights[p], importance, _cut(start, p), packing, rows.dtype)
+        )
+    else:
+        assert statistics is not None
+        rounding = _CompensatedRounding(*statistics.carried, importance, packing, rows.dtype)
+        original = stock(rows, packing)
+        parts = _in_pieces(len(rows), weights[0].size, lambda p: rounding(weights[p], original.rows(p)))
+    return as_stored(Grouped.joined(parts), packing, rows.dtype)
+
+
+class _CompensatedRounding:
+    """Stock, searched scales and compensated rounding: the best of the three for each row, under H."""
+
+    def __init__(
+        self, hessian: Floats, upper: Floats, importance: Floats | None, packing: Packing, dtype: mx.Dtype
+    ) -> None:
+        self.hessian, self.upper = hessian, upper
+        self.importance, self.packing, self.dtype = importance, packing, dtype
+
+    def __call__(self, weights: Floats, original: Grouped) -> Grouped:
+        """weights: [N, groups, size]   original: stock's rounding of them"""
+        start = usable_scales(original.scales), original.biases
+        searched = search(weights, self.importance, start, self.packing, self.dtype)
+        rounded = compensated(weights, self.upper, self.packing, self.dtype)
+        polish(rounded, weights, self.hessian, self.packing, self.dtype)
+        best, lowest = original, self._errors(original, weights)
+        for candidate in (searched, rounded):
+            errors = self._errors(candidate, weights)
+            best.take(candidate, errors < lowest)
+            lowest = np.fmin(errors, lowest)
+        return best
+
+    def _errors(self, rows: Grouped, weights: Floats) -> Floats:
+        return row_errors((rows.values() - weights).reshape(len(weights), -1), self.hessian)
+
+
+def _stock_scales(rows: mx.array, packing: Packing) -> tuple[Floats, Floats]:
+    _, scales, biases = mx.quantize(rows, packing.group_size, packing.bits)
+    return usable_scales(np.array(scales.astype(mx.float32))), np.array(biases.astype(mx.float32))
+
+
+def usable_scales(scales: Floats) -> Floats:
+    """Scales that can be divided by: a group of equal weights may have none, and then any will do."""
+    return np.where(scales == 0, np.float32(1), scales)
+
+
+def _importance(moments: mx.array, packing: Packing) -> Floats:
+    """[groups, size]. A channel that calibration never saw still weighs a little."""
+    values = np.array(moments.astype(mx.float32))
+    return (values + max(float(values.mean()), 1e-12) * UNSEEN).astype(np.float32).reshape(-1, packing.group_size)
+
+
+def _cut(start: tuple[Floats, Floats], part: slice) -> tuple[Floats, Floats]:
+    return start[0][part], start[1][part]
+
+
+def _in_pieces(rows: int, width: int, work: Callable[[slice], Grouped]) -> list[Grouped]:
+    """`work` on slices of rows, on all cores: numpy lets go of the interpreter while it computes."""
+    step = max(1, PIECE // width)
+    return list(_threads().map(work, [slice(first, first + step) for first in range(0, rows, step)]))
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, "rounding")

@@ -1,0 +1,151 @@
+"""What each rounding quality is worth on the demo checkpoint, beside mlx-lm's own conversion, GPTQ and DWQ.
+
+    python -m examples.benchmarks.quantization_quality [--bits 3 4 6 8] [--seeds 3] [--peers] [--out results.json]
+
+Calibration texts come from the generator's training worlds, test texts from its held-out worlds; the script refuses
+to run when a test text is among the calibration texts. Every method has the same matrices at the same bits, so equal
+bits per weight, protected matrices counted. Prints a markdown table; what is measured already in --out is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import mlx.core as mx
+
+from examples.benchmarks import quantization_peers
+from examples.demo_model.encoding import encode
+from examples.demo_model.mixture import EVALUATIONS, evaluation_set, long_sample, short_sample, stream
+from examples.demo_model.samples import CHECKPOINT, Sample
+from mlx_qwen35.convert.calibrate import Plan, calibrate
+from mlx_qwen35.convert.evaluate import eval_kl
+from mlx_qwen35.convert.rounded_model import RoundedModel, uniform
+from mlx_qwen35.convert.rounding import CALIBRATED
+from mlx_qwen35.convert.texts import Tokens
+from mlx_qwen35.hub.headers import read_checkpoint
+from mlx_qwen35.models.weights import survey
+
+CALIBRATION_TOKENS = 16_384
+SHORT, LONG = 6, 1  # test samples per skill; those of hundreds of tokens weigh enough
+
+
+def tokens_of(samples: Iterator[Sample], domain: str = "") -> list[Tokens]:
+    encoded = ((sample, encode(sample)) for sample in samples)
+    return [Tokens(domain or sample.skill, tuple(e.prompt + e.completion)) for sample, e in encoded]
+
+
+def calibration_texts(seed: int) -> list[Tokens]:
+    """More than are used: the seed decides which samples are drawn, and in which order."""
+    short = islice(stream(f"calibration/{seed}", short_sample), 160)
+    long = islice(stream(f"calibration-long/{seed}", lambda random: long_sample(random, 900)), 8)
+    return tokens_of(iter([*short, *long]))
+
+
+def test_texts() -> list[Tokens]:
+    """Wordings and values that neither training nor calibration has."""
+    counts = {name: LONG if "recall" in name else SHORT for name in EVALUATIONS}
+    return [t for name, count in counts.items() for t in tokens_of(iter(evaluation_set(name, count)), name)]
+
+
+def bits_per_weight(folder: Path, bits: int) -> float:
+    """Of the trunk as converted: packed codes, scales and biases, and everything that is kept."""
+    found = survey(folder)
+    packings, total, count = uniform(found, bits), 0, 0
+    entries = found.files.tensors
+    for target, recipe in found.plan.recipes.items():
+        if target.startswith("mtp."):
+            continue
+        elements = sum(entries[s].elements for s in recipe.sources) // (2 if recipe.half else 1)
+        packing = packings.get(target)
+        kept = 32 if target.endswith(".A_log") else 16
+        total += elements * (packing.bits + 32 / packing.group_size if packing else kept)
+        count += elements
+    return total / count
+
+
+def bits_on_disk(folder: Path, weights: int) -> float:
+    tensors = read_checkpoint(folder).tensors
+    return 8 * sum(t.nbytes for n, t in tensors.items() if "mtp." not in n) / weights
+
+
+class Results:
+    """Measured rows by name, kept in a file after each one."""
+
+    def __init__(self, path: Path | None, test: list[Tokens]) -> None:
+        self.path, self.test = path, test
+        self.rows: dict[str, dict] = json.loads(path.read_text()) if path and path.is_file() else {}
+
+    def measure(self, name: str, bits: float, contestant: Callable[[], Path | RoundedModel]) -> None:
+        if name in self.rows:
+            return
+        try:
+            found = eval_kl(CHECKPOINT, {name: contestant()}, self.test)
+            row = asdict(found.comparisons[name].overall) | {"floor": found.noise_floor.mean}
+        except Exception as error:  # a peer's failure is a result; it is printed verbatim
+            row = {"error": f"{type(error).__name__}: {error}"}
+        self.rows[name] = row | {"bits": bits}
+        if self.path:
+            self.path.write_text(json.dumps(self.rows, indent=1))
+        print(name, json.dumps(self.rows[name]), flush=True)
+
+    def table(self) -> str:
+        lines = ["| method | bits a weight | mean KL | median | p95 | p99 | top-1 |", "|---|---|---|---|---|---|---|"]
+        for name, row in self.rows.items():
+            if "error" in row:
+                lines.append(f"| {name} | | {row['error']} | | | | |")
+                continue
+            numbers = " | ".join(f"{row[key]:.3g}" for key in ("mean", "median", "p95", "p99"))
+            lines.append(f"| {name} | {row['bits']:.2f} | {numbers} | {100 * row['top1']:.1f} % |")
+        return "\n".join(lines)
+
+
+def rounded(bits: int, quality: str, seed: int = 0) -> RoundedModel:
+    found = survey(CHECKPOINT)
+    packings, store = uniform(found, bits), None
+    if quality in CALIBRATED:
+        scratch = Path(tempfile.mkdtemp(prefix="calibration-"))
+        texts = calibration_texts(seed)
+        store = calibrate(CHECKPOINT, Plan(packings, quality), texts, scratch, CALIBRATION_TOKENS, seed)
+    return RoundedModel(found, packings, quality, store)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 6, 8])
+    parser.add_argument("--seeds", type=int, default=3, help="orders and draws of calibration text")
+    parser.add_argument("--peers", action="store_true", help="mlx-lm's gptq and dwq as well")
+    parser.add_argument("--out", type=Path, help="JSON file with the results so far")
+    arguments = parser.parse_args()
+    mx.set_default_device(mx.cpu)
+    test = test_texts()
+    used = {t.ids for seed in range(arguments.seeds) for t in calibration_texts(seed)}
+    if any(t.ids in used for t in test):
+        raise SystemExit("a test text is among the calibration texts")
+    print(f"{sum(len(t.ids) for t in test)} test tokens, {CALIBRATION_TOKENS} calibration tokens", flush=True)
+    results = Results(arguments.out, test)
+    for bits in arguments.bits:
+        ours = bits_per_weight(CHECKPOINT, bits)
+        scratch = Path(tempfile.mkdtemp(prefix="peers-"))
+        results.measure(f"mlx_lm.convert, {bits} bits", ours, lambda: quantization_peers.converted(scratch, bits))  # noqa: B023
+        results.measure(f"fast, {bits} bits", ours, lambda: rounded(bits, "fast"))  # noqa: B023
+        for quality in CALIBRATED:
+            for seed in range(arguments.seeds):
+                name = f"{quality}, {bits} bits, seed {seed}"
+                results.measure(name, ours, lambda: rounded(bits, quality, seed))  # noqa: B023
+    if arguments.peers:
+        texts = calibration_texts(0)
+        for name, make in quantization_peers.PEERS.items():
+            scratch = Path(tempfile.mkdtemp(prefix="peers-"))
+            results.measure(f"{name}, 4 bits", bits_per_weight(CHECKPOINT, 4), lambda: make(scratch, 4, texts))  # noqa: B023
+    print(results.table())
+
+
+if __name__ == "__main__":
+    main()
