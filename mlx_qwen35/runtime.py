@@ -14,19 +14,20 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.answer import Answer
-from mlx_qwen35.chat.divergence import explain, rerendered
-from mlx_qwen35.chat.events import Event, Finished, FinishReason, PrefillProgress, Usage
+from mlx_qwen35.chat.events import Event
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
-from mlx_qwen35.chat.parser import OutputParser
+from mlx_qwen35.chat.parser import OutputParser, PlainText
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.chat.template import ChatTemplate
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.chat.transcript import Prompt, Transcript
 from mlx_qwen35.errors import CheckpointError, RequestError
 from mlx_qwen35.generation.mlx_thread import MLXThread
-from mlx_qwen35.generation.request import Line, Prefilled, Request, Reuse
+from mlx_qwen35.generation.prefixes import Prefixes
+from mlx_qwen35.generation.request import Request
 from mlx_qwen35.generation.sampling import check_sampling
 from mlx_qwen35.generation.start import start_engine
 from mlx_qwen35.generation.stats import Stats
@@ -36,6 +37,7 @@ from mlx_qwen35.models.config import ModelConfig, read_config
 from mlx_qwen35.models.fit import cache_bytes, fetch_if_it_fits
 from mlx_qwen35.models.weights import LoadedModel, Progress, load_model
 from mlx_qwen35.options import GREEDY, CacheOptions, Sampling
+from mlx_qwen35.running import Prepared, Running
 
 USUAL_ANSWER = 32_768  # tokens; what the model cards advise for most questions
 USUAL_CONTEXT = 8_192  # tokens the memory plan counts when the user names no context
@@ -56,6 +58,22 @@ class ChatRequest:
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     enable_thinking: bool | None = None
+    preset: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """A text to go on with, as it stands: no template, no parsing. The options are those of `ChatRequest`.
+
+    prompt: text, or token ids
+    """
+
+    prompt: str | Sequence[int]
     preset: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     max_tokens: int | None = None
@@ -86,6 +104,8 @@ class Runtime:
         self.notes = loaded.notes  # what people should know of how it was loaded
         self._thread = thread
         self._engine = thread.call(lambda: start_engine(loaded.model, thread, folder, cache_bytes, caches, warn))
+        self.prefixes = Prefixes(self._engine, caches.kv_bits)
+        self.warn = warn
         self._size = released_size(loaded.config)
         self._greedy_by_default = _asks_for_greedy(folder)
 
@@ -126,7 +146,7 @@ class Runtime:
         """Speeds, reuse, memory."""
         return self._engine.stats()
 
-    def sampling(self, request: ChatRequest) -> Sampling:
+    def sampling(self, request: ChatRequest | TextRequest) -> Sampling:
         """The numbers that would shape the answer to `request`. RequestError for unknown names and values."""
         known = {f.name for f in fields(Sampling)}
         if unknown := sorted(set(request.sampling) - known):
@@ -134,7 +154,8 @@ class Runtime:
         if request.preset is None and self._greedy_by_default:
             base = GREEDY
         else:
-            base = presets.choose(request.preset, self.thinks(request), self._size)
+            thinks = isinstance(request, ChatRequest) and self.thinks(request)
+            base = presets.choose(request.preset, thinks, self._size)
         sampling = replace(base, **request.sampling)
         check_sampling(sampling)
         return sampling
@@ -161,111 +182,51 @@ class Runtime:
 
         Raises RequestError before the first event when the request cannot be rendered or run.
         """
-        running = self.start(request)
-        try:
-            for item in running.line:
-                yield from running.take(item)
-                if running.over:
-                    break
-            yield from running.finish()
-        finally:
-            running.close()
+        yield from self.submit(self.prepare(request)).events()
 
-    def start(self, request: ChatRequest) -> Running:
-        """Hand a request to the engine. For callers with a loop of their own; all others use `chat`.
+    def prepare(self, request: ChatRequest, hold: Hold | None = None) -> Prepared:
+        """Render and check a request. For callers with a loop of their own, or a session; all others use `chat`.
 
-        Raises RequestError when it cannot be rendered or run.
+        Takes milliseconds, for long conversations more. Raises RequestError when it cannot be rendered or run.
         """
         text = self.render(request)
-        prompt = self.transcript.prompt(text)
+        parser = OutputParser(normalise_tools(request.tools), self.template.opens_thinking(text))
+        return self._prepared(request, self.transcript.prompt(text), self.sampling(request), parser, hold)
+
+    def prepare_text(self, request: TextRequest) -> Prepared:
+        """The same for a text to go on with. Raises RequestError."""
+        given = request.prompt
+        prompt = self.transcript.prompt(given) if isinstance(given, str) else self.transcript.read(given)
+        return self._prepared(request, prompt, self.sampling(request), PlainText(), None)
+
+    def _prepared(
+        self,
+        request: ChatRequest | TextRequest,
+        prompt: Prompt,
+        sampling: Sampling,
+        parser: OutputParser | PlainText,
+        hold: Hold | None,
+    ) -> Prepared:
         max_tokens = USUAL_ANSWER if request.max_tokens is None else request.max_tokens
         if max_tokens < 1:
             raise RequestError(f"max_tokens is {max_tokens}; it should be at least 1.")
-        parser = OutputParser(normalise_tools(request.tools), self.template.opens_thinking(text))
-        line = self._engine.submit(
-            Request(
-                prompt.ids,
-                self.tokenizer.vocab_size,
-                max_tokens,
-                self.sampling(request),
-                frozenset(self.tokenizer.stop_ids),
-                request.seed,
-                request.logit_bias,
-                prompt.pivots,
-                self.caches.kv_bits,
-            )
+        asked = Request(
+            prompt.ids,
+            self.tokenizer.vocab_size,
+            max_tokens,
+            sampling,
+            frozenset(self.tokenizer.stop_ids),
+            request.seed,
+            request.logit_bias,
+            prompt.pivots,
+            self.caches.kv_bits,
+            hold,
         )
-        return Running(self.transcript, self.tokenizer, prompt, line, Answer(parser, StopStrings(request.stop)))
+        return Prepared(prompt, asked, Answer(parser, StopStrings(request.stop)))
 
-
-class Running:
-    """One request on its way: the engine's token ids in, events out."""
-
-    def __init__(
-        self, transcript: Transcript, tokenizer: Tokenizer, prompt: Prompt, line: Line, answer: Answer
-    ) -> None:
-        self.prompt, self.line = prompt, line
-        self.sampled: list[int] = []
-        self._transcript, self._tokenizer, self._answer = transcript, tokenizer, answer
-        self._text = tokenizer.stream()
-        self._reason: FinishReason = "length"
-
-    @property
-    def over(self) -> bool:
-        """Whether no more is wanted, whatever the engine has still to say."""
-        return self._reason == "stop"
-
-    def take(self, item: int | Prefilled) -> Iterator[Event]:
-        """The events that one item of the line makes certain."""
-        if isinstance(item, Prefilled):
-            yield PrefillProgress(item.done, item.total, item.cached)
-            return
-        self.sampled.append(item)
-        self._answer.count()
-        if item in self._tokenizer.stop_ids:
-            self._reason = "stop"
-            return
-        yield from self._answer.feed(self._text.add(item))
-        if self._answer.stopped:
-            self._reason = "stop"
-
-    def finish(self) -> Iterator[Event]:
-        """What remains, when the engine has nothing more to say or no more is wanted."""
-        for item in self.line if self.over and not self._answer.stopped else ():
-            assert not isinstance(item, int), "a token after the last one"
-        if self.line.ended is not None and self.line.ended.reason == "cancelled":
-            self._reason = "cancelled"
-        yield from self._answer.finish(self._text.finish())
-        called = self._answer.called and self._reason == "stop"
-        yield Finished("tool_calls" if called else self._reason, self._usage())
-
-    def close(self) -> None:
-        """Let the engine go on with others, and remember how this answer was sampled."""
-        self.line.cancel()
-        self._transcript.remember(self.prompt, self.sampled)
-
-    def _usage(self) -> Usage:
-        reuse, ended = self.line.reuse, self.line.ended
-        usage = self._answer.usage()
-        note, again = self._compared(reuse)
-        return replace(
-            usage,
-            prompt_tokens=len(self.prompt.ids),
-            cached_tokens=reuse.cached,
-            rerendered_tokens=again,
-            cache_note=note,
-            queue_seconds=ended.queued if ended else 0.0,
-        )
-
-    def _compared(self, reuse: Reuse) -> tuple[str, int]:
-        """Why not more was reused, and how many tokens of earlier turns were computed again."""
-        if reuse.common == 0:
-            return "nothing in common with an earlier prompt", 0
-        again = rerendered(self.prompt, self._transcript.read(reuse.nearest), reuse.common)
-        if not again and reuse.common == reuse.cached:
-            return "", 0
-        note = explain(self.prompt, reuse.nearest, reuse.common, self._tokenizer)
-        return note + ("; more was known, but had to make room" if reuse.lost else ""), again
+    def submit(self, prepared: Prepared) -> Running:
+        """Hand a request to the engine; returns at once. Raises RequestError when too many are waiting."""
+        return Running(self.transcript, self.tokenizer, prepared, self._engine.submit(prepared.request))
 
 
 def released_size(config: ModelConfig) -> str | None:

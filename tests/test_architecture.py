@@ -17,6 +17,7 @@ LAYERS = [
     "caches",
     "models",
     "generation",
+    "running",
     "runtime",
     "convert",
     "terminal app",

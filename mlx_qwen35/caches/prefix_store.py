@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from mlx_qwen35.caches.delta_state import Snapshot
 from mlx_qwen35.caches.disk_tree import DiskTree
-from mlx_qwen35.caches.prefix_tree import Match, Node, as_ids, match
+from mlx_qwen35.caches.kv import Segment
+from mlx_qwen35.caches.prefix_tree import Ids, Match, Node, as_ids, match
 from mlx_qwen35.caches.rows import SequenceCache, attention_layers, recurrent_layers
 
 REMEMBERED = 2_000  # evicted nodes whose ids are kept, to tell "evicted" from "never seen"
@@ -50,7 +52,7 @@ class PrefixStore:
         What cannot be read from disk any more is as if it had never been known: the next best node serves.
         """
         node = found.node
-        while node.parent is not None and not self._fetch(node):
+        while node.parent is not None and not self.fetch(node):
             node = self._next_best(node)
         if node.parent is not None:
             path = node.path()
@@ -69,21 +71,27 @@ class PrefixStore:
         """
         if not ids:
             return parent
+        layers, states = attention_layers(cache), recurrent_layers(cache)
         node = parent.adopt(as_ids(ids))
+        segment = node.segment or [layer.segment(parent.end, node.end) for layer in layers]
+        checkpoint = node.checkpoint or [layer.snapshot() for layer in states]
+        self.place(parent, node.ids, segment, checkpoint)
+        self.pin(node)
+        self.unpin(parent)
+        self.shrink(self.byte_budget)
+        return node
+
+    def place(self, parent: Node, ids: Ids, segment: list[Segment], checkpoint: list[Snapshot]) -> Node:
+        """Keep a span of at least one id with what is known of it. Evicts nothing yet, so that it can be pinned."""
+        node = parent.adopt(ids)
         self._forgotten.pop(node.key, None)
         before = node.nbytes
-        if node.segment is None:
-            node.segment = [layer.segment(parent.end, node.end) for layer in attention_layers(cache)]
-        if node.checkpoint is None:
-            node.checkpoint = [layer.snapshot() for layer in recurrent_layers(cache)]
+        node.segment, node.checkpoint = node.segment or segment, node.checkpoint or checkpoint
         self._evaluate(node)
         self.nbytes += node.nbytes - before
         self._touch(node)
         if self._disk(node) is not None and not (node.segment_on_disk and node.checkpoint_on_disk):
             self._unsaved.append(node)
-        self.pin(node)
-        self.unpin(parent)
-        self.shrink(self.byte_budget)
         return node
 
     def pin(self, node: Node) -> None:
@@ -95,13 +103,12 @@ class PrefixStore:
         assert node.pins >= 0
 
     def shrink(self, nbytes: int) -> bool:
-        """Evict, least recently used first, until at most `nbytes` are held; False if pinned nodes hold more."""
-        while self.nbytes > nbytes:
-            node = next((n for n in self._held.values() if self._evictable(n)), None)
-            if node is None:
-                return False
-            self._evict(node)
-        return True
+        """Evict, least recently used first, until at most `nbytes` are held; False if pins and sessions hold more."""
+        return self._evict_down_to(nbytes, lambda node: not node.holds)
+
+    def squeeze(self, nbytes: int) -> bool:
+        """The same where memory runs out: sessions give way too, after all others. False if pins hold more."""
+        return self.shrink(nbytes) or self._evict_down_to(nbytes, lambda _: True)
 
     def save_one(self) -> bool:
         """Hand one new node to the disk store; whether there was one."""
@@ -126,7 +133,7 @@ class PrefixStore:
     def _disk(self, node: Node) -> DiskTree | None:
         return self._disks.get((node.root or node).key)
 
-    def _fetch(self, node: Node) -> bool:
+    def fetch(self, node: Node) -> bool:
         """Have a node's checkpoint and all segments before it in memory."""
         for step in node.path():
             if step.segment is None and not self._load(step, "segment"):
@@ -164,6 +171,14 @@ class PrefixStore:
         if (disk := self._disk(node)) is not None:
             disk.touch(node)
 
+    def _evict_down_to(self, nbytes: int, may_go: Callable[[Node], bool]) -> bool:
+        while self.nbytes > nbytes:
+            node = next((n for n in self._held.values() if may_go(n) and self._evictable(n)), None)
+            if node is None:
+                return False
+            self._evict(node)
+        return True
+
     def _evictable(self, node: Node) -> bool:
         """A node with others after it keeps its segment as long as they need it, and may lose its checkpoint."""
         return node.pins == 0 and (node.checkpoint is not None or not self._needed(node))
@@ -187,7 +202,7 @@ class PrefixStore:
         self._forgotten[node.key] = node
         while len(self._forgotten) > REMEMBERED:
             _, oldest = self._forgotten.popitem(last=False)
-            if not (oldest.children or oldest.segment_on_disk or oldest.pins):
+            if not (oldest.children or oldest.segment_on_disk or oldest.pins or oldest.holds):
                 oldest.leave()
 
     @staticmethod

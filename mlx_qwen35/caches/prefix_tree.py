@@ -48,7 +48,8 @@ class Node:
     segment_on_disk: bool = False
     checkpoint_on_disk: bool = False
     root: Node | None = None  # None in a root, which stands for one format of caches
-    pins: int = 0  # live sequences and sessions that stand here
+    pins: int = 0  # live sequences that stand here
+    holds: int = 0  # open sessions that want to go on from here
     children: dict[int, list[Node]] = field(default_factory=dict)  # by their first id
 
     @property
@@ -105,10 +106,12 @@ class Node:
         return node
 
     def descendants(self) -> Iterator[Node]:
-        for siblings in list(self.children.values()):
-            for child in list(siblings):
-                yield child
-                yield from child.descendants()
+        # No recursion: a long agent's run is a chain of thousands of nodes.
+        waiting: list[Node] = [self]
+        while waiting:
+            children = [child for siblings in waiting.pop().children.values() for child in siblings]
+            yield from children
+            waiting.extend(children)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mlx_qwen35.chat.events import Content, ParsedEvent, Reasoning, ToolCallEnd, Usage
-from mlx_qwen35.chat.parser import OutputParser
+from mlx_qwen35.chat.parser import OutputParser, PlainText
 from mlx_qwen35.chat.stop import StopStrings
 
 
 class Answer:
     """Fed with the text of one token after another."""
 
-    def __init__(self, parser: OutputParser, stops: StopStrings) -> None:
+    def __init__(self, parser: OutputParser | PlainText, stops: StopStrings) -> None:
         self._parser, self._stops = parser, stops
         self._started = time.perf_counter()
         self._first: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_qwen35.chat.events import ParsedEvent, Reasoning
+from mlx_qwen35.chat.events import Content, ParsedEvent, Reasoning
 from mlx_qwen35.chat.reasoning import ReasoningSplitter
 from mlx_qwen35.chat.tool_calls import ToolCallParser
 
@@ -42,3 +42,13 @@ class OutputParser:
         reasoning, content = self._splitter.finish()
         events: list[ParsedEvent] = [Reasoning(reasoning)] if reasoning else []
         return events + self._calls.feed(content) + self._calls.finish()
+
+
+class PlainText:
+    """The parser of a text that was asked for as it stands."""
+
+    def feed(self, text: str) -> list[ParsedEvent]:
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[ParsedEvent]:
+        return []

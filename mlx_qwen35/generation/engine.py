@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import mlx.core as mx
 
@@ -26,6 +27,7 @@ from mlx_qwen35.hub.memory import prefill_window
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.options import GIB, KV_BITS
 
+T = TypeVar("T")
 MAX_ROWS = 16  # sequences in one step
 MAX_WAITING = 256  # requests in line; more are refused
 PAUSE_SECONDS = 0.002  # between looks at readers that are slow
@@ -115,6 +117,19 @@ class Engine:
         self._give_up()
         self._store.close()
 
+    def with_prefixes(self, kv_bits: int, work: Callable[[PrefixStore, CacheFormat], T]) -> T:
+        """Run `work` on what is remembered, between two steps."""
+        return self._thread.call(lambda: work(self._store, self._format_of(kv_bits)))
+
+    def post(self, job: Callable[[], object]) -> None:
+        """Run `job`, which must not raise, between two steps; returns at once."""
+        self._thread.post(job)
+
+    @property
+    def spare_bytes(self) -> int:
+        """What live sequences leave of the budget."""
+        return max(0, self._limits.cache_bytes - self._live_bytes())
+
     def stats(self) -> Stats:
         """How the engine is doing. From any thread; numbers may be a step old."""
         return self._counters.stats(
@@ -195,7 +210,9 @@ class Engine:
                 row.fail(error)
 
     def _format(self, row: Row) -> CacheFormat:
-        bits = row.request.kv_bits
+        return self._format_of(row.request.kv_bits)
+
+    def _format_of(self, bits: int) -> CacheFormat:
         if bits not in self._formats:
             self._formats[bits] = self._make_format(bits)
         return self._formats[bits]
@@ -209,6 +226,7 @@ class Engine:
         cache = form.make()
         node = self._store.restore(found, cache)
         self._store.shrink(self._store.byte_budget)
+        self._store.squeeze(room)
         nearest = found.nearest.all_ids() if found.common and not row.answered else ()
         reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node)
         row.enter(cache, sampler, node, reuse, form.sizes.stride)
@@ -217,8 +235,10 @@ class Engine:
     def _relieve(self) -> None:
         """Live sequences have grown: remembered prefixes make room, then the youngest sequence waits."""
         live = self._live_bytes()
-        self._store.byte_budget = min(self._limits.prefix_bytes, max(0, self._limits.cache_bytes - live))
+        room = max(0, self._limits.cache_bytes - live)
+        self._store.byte_budget = min(self._limits.prefix_bytes, room)
         self._store.shrink(self._store.byte_budget)
+        self._store.squeeze(room)
         if live <= self._limits.cache_bytes:
             return
         self._collect()
@@ -342,6 +362,8 @@ class Engine:
         # A step in flight has fed the token that is known by now: the caches hold exactly these ids.
         assert row.fed <= len(row.ids)
         self._remember(row)
+        if row.request.hold is not None:
+            row.request.hold.move(row.landmarks)
         self._let_go(row)
 
     def _let_go(self, row: Row) -> None:

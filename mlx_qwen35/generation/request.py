@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.options import GREEDY, PLAIN, Sampling
 
 EndReason = Literal["stop", "length", "cancelled"]
@@ -21,6 +22,7 @@ class Request:
     known_tokens: ids from here up have no token and are never drawn
     checkpoints: positions in the prompt where later prompts are likely to branch off
     kv_bits: of the KV cache, 8 or 4; 16 keeps keys and values as they are
+    hold: of the session whose next turn will go on from this one
     """
 
     ids: Sequence[int]
@@ -32,6 +34,7 @@ class Request:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     checkpoints: Sequence[int] = ()
     kv_bits: int = PLAIN
+    hold: Hold | None = None
 
 
 @dataclass(frozen=True)

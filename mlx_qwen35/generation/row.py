@@ -56,6 +56,13 @@ class Row:
         boundaries.update(range((self.fed // stride + 1) * stride, self.target, stride))
         self.stops = [*sorted(boundaries), self.target]
 
+    @property
+    def landmarks(self) -> list[Node]:
+        """The nodes of this text that the next turn may go on from: where this one began, branches, and ended."""
+        assert self.node is not None
+        wanted = {self.line.reuse.cached, self.node.end, *self.request.checkpoints}
+        return [node for node in self.node.path() if node.end in wanted]
+
     def leave(self) -> None:
         """Give the place up, to enter again later: what is known so far is then prefilled as one text."""
         self.token = None

@@ -1,0 +1,123 @@
+"""One request on its way: the engine's token ids in, events out, for readers that wait and for readers that await."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+
+from mlx_qwen35.chat.answer import Answer
+from mlx_qwen35.chat.divergence import explain, rerendered
+from mlx_qwen35.chat.events import Event, Finished, FinishReason, PrefillProgress, Usage
+from mlx_qwen35.chat.tokenizer import Tokenizer
+from mlx_qwen35.chat.transcript import Prompt, Transcript
+from mlx_qwen35.generation.request import Line, Prefilled, Request, Reuse
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was rendered and checked, ready for the engine."""
+
+    prompt: Prompt
+    request: Request
+    answer: Answer
+
+
+class Running:
+    """Read it with `events` or `aevents`, one of them and once; either way, an end before the end cancels."""
+
+    def __init__(self, transcript: Transcript, tokenizer: Tokenizer, prepared: Prepared, line: Line) -> None:
+        self.prompt, self.line = prepared.prompt, line
+        self.sampled: list[int] = []
+        self._transcript, self._tokenizer, self._answer = transcript, tokenizer, prepared.answer
+        self._text = tokenizer.stream()
+        self._reason: FinishReason = "length"
+
+    def events(self) -> Iterator[Event]:
+        """The answer's events. Closing the iterator cancels within one step."""
+        try:
+            for item in self.line:
+                yield from self._take(item)
+                if self._answer.stopped:
+                    break
+            yield from self._finish()
+        finally:
+            self.close()
+
+    async def aevents(self) -> AsyncIterator[Event]:
+        """The same on an event loop, without a thread. Cancelling the task that reads cancels within one step."""
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            # A loop that was closed has no readers; the engine, on whose thread this runs, goes on with others.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(arrived.set)
+
+        try:
+            self.line.listen(wake)
+            while not self._answer.stopped:
+                try:
+                    item = self.line.poll()
+                except StopIteration:
+                    break
+                if item is None:
+                    await arrived.wait()
+                    arrived.clear()
+                    continue
+                for event in self._take(item):
+                    yield event
+            for event in self._finish():
+                yield event
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let the engine go on with others, and remember how this answer was sampled."""
+        self.line.cancel()
+        self._transcript.remember(self.prompt, self.sampled)
+
+    def _take(self, item: int | Prefilled) -> Iterator[Event]:
+        """The events that one item of the line makes certain."""
+        if isinstance(item, Prefilled):
+            yield PrefillProgress(item.done, item.total, item.cached)
+            return
+        self.sampled.append(item)
+        self._answer.count()
+        if item in self._tokenizer.stop_ids:
+            self._reason = "stop"
+            return
+        yield from self._answer.feed(self._text.add(item))
+        if self._answer.stopped:
+            self._reason = "stop"
+
+    def _finish(self) -> Iterator[Event]:
+        """What remains, when the engine has nothing more to say or no more is wanted."""
+        if self.line.ended is not None and self.line.ended.reason == "cancelled":
+            self._reason = "cancelled"
+        yield from self._answer.finish(self._text.finish())
+        called = self._answer.called and self._reason == "stop"
+        yield Finished("tool_calls" if called else self._reason, self._usage())
+
+    def _usage(self) -> Usage:
+        reuse, ended = self.line.reuse, self.line.ended
+        usage = self._answer.usage()
+        note, again = self._compared(reuse)
+        return replace(
+            usage,
+            prompt_tokens=len(self.prompt.ids),
+            cached_tokens=reuse.cached,
+            rerendered_tokens=again,
+            cache_note=note,
+            queue_seconds=ended.queued if ended else 0.0,
+        )
+
+    def _compared(self, reuse: Reuse) -> tuple[str, int]:
+        """Why not more was reused, and how many tokens of earlier turns were computed again."""
+        if reuse.common == 0:
+            return "nothing in common with an earlier prompt", 0
+        again = rerendered(self.prompt, self._transcript.read(reuse.nearest), reuse.common)
+        if not again and reuse.common == reuse.cached:
+            return "", 0
+        note = explain(self.prompt, reuse.nearest, reuse.common, self._tokenizer)
+        return note + ("; more was known, but had to make room" if reuse.lost else ""), again
