@@ -38,6 +38,7 @@ def test_the_wheel_holds_every_part_and_no_tests(wheel: Path) -> None:
         "mlx_qwen35/convert/plan.py",
         "mlx_qwen35/app/__init__.py",
         "mlx_qwen35/metal_kernels/delta_rule.py",
+        "mlx_qwen35/metal_kernels/rms_norm.metal",
         "mlx_qwen35/demo_checkpoint/model.safetensors",
         "mlx_qwen35/demo_checkpoint/tokenizer.json",
         "mlx_qwen35/demo_checkpoint/chat_template.jinja",

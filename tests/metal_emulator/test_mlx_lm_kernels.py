@@ -128,6 +128,7 @@ def test_norm_add_norm(width: int) -> None:
     assert got is not None
     assert error(got, wanted) <= FLOAT32
     factor = norm_weight.astype(mx.float32)
+    assert normed is not None
     assert error(normed, mx.fast.rms_norm(wanted, factor, 1e-6)) <= BFLOAT16
     assert error(pre_norm(stream, norm, dtype=mx.bfloat16), mx.fast.rms_norm(stream, factor, 1e-6)) <= BFLOAT16
 
