@@ -25,6 +25,7 @@ from mlx_qwen35.terminal.arguments import (
     between,
     sampling_of,
 )
+from mlx_qwen35.terminal.convert_arguments import add_convert_options, conversion_options
 from mlx_qwen35.terminal.safe_text import safe
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def make_parser() -> Parser:
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")
-    _add_convert(add("convert", run_convert, "Convert a checkpoint to MLX, quantized.", "convert 4b --bits 4"))
+    add_convert_options(add("convert", run_convert, "Convert a checkpoint to MLX, quantized.", "convert 4b --bits 4"))
     _add_app(add("app", run_app, "Chat in the browser.", "app 4b"))
     for name in ("chat", "generate", "app"):
         add_model_options(commands.choices[name])
@@ -122,13 +123,6 @@ def _add_generate(parser: Parser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)")
     parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of the tools it may call")
     parser.add_argument("--json", action="store_true", help="one JSON object with content, reasoning, usage and more")
-
-
-def _add_convert(parser: Parser) -> None:
-    parser.add_argument("source", metavar="SRC", help="folder, hub name or short name")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to (./NAME-4bit)")
-    parser.add_argument("--bits", type=int, default=4, metavar="N", help="bits of a weight (4)")
-    parser.add_argument("--group-size", type=int, default=64, metavar="N", help="weights that share a scale (64)")
 
 
 def _add_app(parser: Parser) -> None:
@@ -170,9 +164,14 @@ def run_models(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    from mlx_qwen35.terminal.converting import convert_visibly
+    """Convert, or show what would be written."""
+    from mlx_qwen35.terminal.converting import convert_visibly, show_plan
 
-    convert_visibly(args.source, args.out, args.bits, args.group_size)
+    options = conversion_options(args)
+    if args.dry_run:
+        show_plan(args.source, options)
+    else:
+        convert_visibly(args.source, args.out, options, args.upload)
 
 
 def run_app(args: argparse.Namespace) -> None:

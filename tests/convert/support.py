@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +11,7 @@ from mlx.utils import tree_map
 from mlx_lm.utils import load_model as load_stock_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from mlx_qwen35.convert import Options
 from tests.reference import token_ids, write_checkpoint
 from tests.reference.tiny_cases import CASES
 
@@ -22,6 +24,11 @@ OTHER_FILES = {
     "merges.txt": "#version: 0.2\n\u0120 t\n",
     "LICENSE": "Apache-2.0\n",
 }
+
+
+def as_stock(bits: int | None = 4, group_size: int | None = 32, **others: Any) -> Options:
+    """What mlx_lm.convert does with a source: the vision tower goes, and nothing is measured."""
+    return Options(bits, group_size, **({"quality": "stock", "vision": "drop", "check_drafts": False} | others))
 
 
 def write_source(name: str, folder: Path) -> Path:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.caches.kv import KVCache
-from mlx_qwen35.convert import convert, plan_conversion
-from mlx_qwen35.convert.conversion import MARKER
+from mlx_qwen35.convert import Options, convert, plan_conversion
+from mlx_qwen35.convert.journal import JOURNAL
+from mlx_qwen35.convert.table import table_of
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.headers import read_checkpoint
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
-from tests.convert.support import OTHER_FILES, all_tensors, largest_difference, tokens, write_source
+from tests.convert.support import OTHER_FILES, all_tensors, as_stock, largest_difference, tokens, write_source
 from tests.reference import CASES, recorded
 
 
@@ -26,12 +27,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(source: Path) -> Path:
-    return convert(source, source.parent / "converted", 4, 32).out
+    return convert(source, source.parent / "converted", as_stock()).out
 
 
-def refused(*args) -> str:
+def refused(source, out: Path, **options) -> str:
     with pytest.raises(UserError) as error:
-        convert(*args)
+        convert(source, out, Options(**options))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -43,7 +44,7 @@ class TestTheFolder:
         assert not (converted / "modeling_evil.py").exists()
         assert not (converted / "README.md").exists()
         assert not list(converted.rglob("*.part"))
-        assert not (converted / MARKER).exists()
+        assert not (converted / JOURNAL).exists()
 
     def test_norms_are_in_stocks_convention_and_decays_in_float32(self, source: Path, converted: Path) -> None:
         files = read_checkpoint(converted)
@@ -60,15 +61,14 @@ class TestTheFolder:
             assert entry.begin % (2 if entry.dtype == "BF16" else 4) == 0, entry.name
 
     def test_the_vision_tower_is_left_out_and_not_promised(self, tmp_path: Path) -> None:
-        report = convert(write_source("yarn", tmp_path / "yarn"), tmp_path / "out")
+        report = convert(write_source("yarn", tmp_path / "yarn"), tmp_path / "out", as_stock())
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         assert "vision_config" not in config
         assert not any("visual" in name or "vision" in name for name in read_checkpoint(tmp_path / "out").tensors)
-        assert "6 vision tensors" in " ".join(report.notes)
-        assert "vision tower" in report.plan.table()
+        assert "vision tower, as asked" in table_of(report.plan)
 
     def test_a_missing_mtp_layer_is_not_promised(self, tmp_path: Path) -> None:
-        convert(write_source("flat", tmp_path / "flat"), tmp_path / "out")
+        convert(write_source("flat", tmp_path / "flat"), tmp_path / "out", as_stock())
         assert json.loads((tmp_path / "out" / "config.json").read_text())["mtp_num_hidden_layers"] == 0
         assert not (tmp_path / "out" / "mtp").exists()
 
@@ -77,7 +77,7 @@ class TestTheFolder:
         folder = write_source("flat", tmp_path / "flat")
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen3_5_text"}))
-        convert(folder, tmp_path / "out")
+        convert(folder, tmp_path / "out", as_stock())
         assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "qwen3_5"
 
     def test_a_head_tied_in_one_place_only_is_tied_for_stock_too(self, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ class TestTheFolder:
         config = json.loads((folder / "config.json").read_text())
         del config["text_config"]["tie_word_embeddings"]
         (folder / "config.json").write_text(json.dumps(config))
-        convert(folder, tmp_path / "out")
+        convert(folder, tmp_path / "out", as_stock())
         assert json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]["tie_word_embeddings"] is True
 
 
@@ -101,13 +101,13 @@ class TestTheMTPLayer:
     @pytest.mark.parametrize("name", ["dense", "moe", "moe_separate"])
     def test_drafts_as_its_unpacked_weights_do(self, tmp_path: Path, name: str) -> None:
         source = write_source(name, tmp_path / name)
-        convert(source, tmp_path / "out", 4, 32)
+        convert(source, tmp_path / "out", as_stock())
         expected, ours = packed_and_unpacked(load_model(source, adapt=False).model), load_model(tmp_path / "out").model
         # Both float32, from the same rounded weights.
         assert largest_difference(drafts(expected, name), drafts(ours, name)) <= 1e-4
 
     def test_drafts_like_the_original(self, tmp_path: Path) -> None:
-        convert(write_source("dense", tmp_path / "dense"), tmp_path / "out", 8, 32)
+        convert(write_source("dense", tmp_path / "dense"), tmp_path / "out", as_stock(8))
         reference = recorded("dense")["mtp_logits"]
         error = np.array(drafts(load_model(tmp_path / "out").model, "dense")[0]) - reference
         # 8-bit weights are 0.5 % away; a norm in the wrong convention moves logits by their own size.
@@ -144,8 +144,8 @@ def packed_and_unpacked(model: Model) -> Model:
 
 class TestRefusals:
     def test_widths_that_mlx_does_not_have(self, source: Path, tmp_path: Path) -> None:
-        assert "7 bits" in refused(source, tmp_path / "out", 7)
-        assert "Group size 16" in refused(source, tmp_path / "out", 4, 16)
+        assert "7 bits" in refused(source, tmp_path / "out", bits=7)
+        assert "Group size 16" in refused(source, tmp_path / "out", group_size=16)
         assert not (tmp_path / "out").exists()
 
     def test_a_folder_with_other_things_in_it(self, source: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ class TestRefusals:
         assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
     def test_a_complete_conversion_is_not_overwritten(self, source: Path, converted: Path) -> None:
-        assert "is not empty" in refused(source, converted, 4, 32)
+        assert "is not empty" in refused(source, converted, bits=4, group_size=32)
 
     def test_the_source_itself(self, source: Path) -> None:
         assert "the source itself" in refused(source, source)
@@ -206,16 +206,16 @@ class TestRefusals:
 
 
 def test_the_plan_counts_what_is_written(source: Path, converted: Path) -> None:
-    plan = plan_conversion(source, 4, 32)
+    plan = plan_conversion(source, as_stock())
     files = read_checkpoint(converted)
     assert plan.nbytes == sum(entry.nbytes for entry in files.tensors.values())
     assert plan.parameters == sum(t.size for t in all_tensors(source).values())
-    assert "routers and shared-expert gates" in plan.table()
+    assert "gates of shared experts" in table_of(plan)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_our_loader_takes_every_kind_of_source(tmp_path: Path, name: str) -> None:
-    report = convert(write_source(name, tmp_path / name), tmp_path / "out", 6, 32)
+    report = convert(write_source(name, tmp_path / name), tmp_path / "out", as_stock(6))
     logits = load_model(tmp_path / "out").model(tokens(name, 5))
     assert np.isfinite(np.array(logits)).all()
     assert all(error.relative < 0.03 for error in report.errors)  # 6 bits; 1.7 % measured

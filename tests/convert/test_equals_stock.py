@@ -10,7 +10,7 @@ from mlx_lm.convert import convert as convert_by_stock
 
 from mlx_qwen35.convert import BITS, GROUP_SIZES, convert
 from mlx_qwen35.models.weights import load_model
-from tests.convert.support import STOCK_READS, all_tensors, largest_difference, stock, tokens, write_source
+from tests.convert.support import STOCK_READS, all_tensors, as_stock, largest_difference, stock, tokens, write_source
 from tests.reference import CASES
 
 TOLERANCE = 1e-4  # float32 on both sides, summed in different orders; logits of order 1 to 10
@@ -28,7 +28,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory):
         if out.exists():
             return out
         if by == "us":
-            convert(source, out, bits, group_size)
+            convert(source, out, as_stock(bits, group_size))
         elif by == "stock":
             convert_by_stock(str(source), str(out), quantize=True, q_bits=bits, q_group_size=group_size)
         elif by == "stock unquantized":

@@ -2,44 +2,50 @@
 
 import hashlib
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mlx_lm.utils import load_model as load_stock_model
 
-from mlx_qwen35.convert import convert, plan, stream, verify
-from mlx_qwen35.convert.conversion import MARKER
+from mlx_qwen35.convert import Options, convert, layout, stream, verify
+from mlx_qwen35.convert.journal import JOURNAL, Journal
 from mlx_qwen35.convert.plan import plan_conversion
 from mlx_qwen35.errors import CheckpointError, UserError
 from mlx_qwen35.hub.headers import read_checkpoint
 from mlx_qwen35.models.weights import load_model
-from tests.convert.support import write_source
+from tests.convert.support import as_stock, write_source
 
-# Small files and slabs, so that a tiny checkpoint takes several of each; then says when so many bytes are written.
+# Small files, groups and blocks, so that a tiny checkpoint takes several of each; then says when so much is written.
 RUN = """
 import sys, time
 from pathlib import Path
-from mlx_qwen35.convert import convert, plan, stream
+from mlx_qwen35.convert import Options, convert, layout, stream
 from mlx_qwen35.errors import UserError
 
-plan.SHARD_BYTES, stream.SLAB_WEIGHTS = 200_000, 4_000
+layout.SHARD_BYTES, stream.GROUP_BYTES, stream.BYTES_A_WEIGHT = 200_000, 20_000, 256
 source, out, pause_at = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+options = Options(4, 32, quality=sys.argv[4], check_drafts=False, block_bytes=1 << 20)
 
 def progress(done, total):
     if done >= pause_at * total:
         print("now", flush=True)
         time.sleep(60)
 
+print("begin", flush=True)
 try:
-    convert(source, out, progress=progress)
+    convert(source, out, options, progress=progress)
 except UserError as error:
     print("refused:", error, flush=True)
     sys.exit(2)
 """
+NEVER = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +53,23 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_source("moe", tmp_path_factory.mktemp("source") / "moe")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "SHARD_BYTES", 200_000)
-    monkeypatch.setattr(stream, "SLAB_WEIGHTS", 4_000)
+    monkeypatch.setattr(layout, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(stream, "GROUP_BYTES", 20_000)
+    monkeypatch.setattr(stream, "BYTES_A_WEIGHT", 256)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source: Path) -> dict[str, dict[str, str]]:
+    """Hashes of every file of a conversion that nobody disturbed, by quality."""
+    found = {}
+    for quality in ("stock", "fast"):
+        out = source.parent / f"at once {quality}"
+        process = start(source, out, NEVER, quality)
+        assert process.wait(120) == 0
+        found[quality] = hashes(out)
+    return found
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -58,25 +77,40 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def start(source: Path, out: Path, pause_at: float, before: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", before + RUN, str(source), str(out), str(pause_at)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start(source: Path, out: Path, pause_at: float, quality: str = "stock", before: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", before + RUN, str(source), str(out), str(pause_at), quality]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert said(process) == "begin"
+    return process
 
 
-def say(process: subprocess.Popen[str]) -> str:
+def said(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("pause_at", [0.0, 0.4, 0.8, 1.0])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_at_any_point(source: Path, tmp_path: Path, small_pieces, pause_at: float, how: signal.Signals) -> None:
-    out = tmp_path / "out"
-    process = start(source, out, pause_at)
-    assert say(process) == "now"
+def end(process: subprocess.Popen[str], how: signal.Signals = signal.SIGKILL) -> None:
     process.send_signal(how)
     process.wait(120)
-    process.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def resumed(source: Path, out: Path, quality: str) -> list[int]:
+    """Finish an interrupted conversion; the bytes done after each block."""
+    done: list[int] = []
+    options = Options(4, 32, quality=quality, check_drafts=False, block_bytes=1 << 20)
+    convert(source, out, options, progress=lambda now, total: done.append(now))
+    return done
+
+
+@pytest.mark.parametrize("pause_at", [0.0, 0.4, 0.8, 1.0])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_at_any_point(source: Path, uninterrupted, tmp_path: Path, pause_at: float, how: signal.Signals) -> None:
+    out, quality = tmp_path / "out", "fast" if how == signal.SIGKILL else "stock"
+    process = start(source, out, pause_at, quality)
+    assert said(process) == "now"
+    end(process, how)
 
     assert not (out / "config.json").exists()
     with pytest.raises(UserError):
@@ -84,42 +118,121 @@ def test_killed_at_any_point(source: Path, tmp_path: Path, small_pieces, pause_a
     with pytest.raises(FileNotFoundError):
         load_stock_model(out)
     whole = {p: p.stat().st_mtime_ns for p in out.glob("*.safetensors")}
-    assert bool(whole) == (pause_at > 0)
+    finished = len((out / JOURNAL).read_text().splitlines()) - 1
+    assert bool(whole) == bool(finished) == (pause_at > 0)
 
-    convert(source, out)
+    done = resumed(source, out, quality)
     assert {p: p.stat().st_mtime_ns for p in whole} == whole  # what was whole is not written again
-    convert(source, tmp_path / "at once")
-    assert hashes(out) == hashes(tmp_path / "at once")
+    total = plan_conversion(source, Options(4, 32, quality=quality)).nbytes
+    largest = 100_000  # of a group: what may be lost, beside what one block adds
+    assert not done or done[0] >= pause_at * total - largest
+    assert hashes(out) == uninterrupted[quality]
     assert len(list(out.glob("model-*.safetensors"))) > 3
 
 
-def test_an_interrupted_conversion_is_not_taken_up_in_another_format(source: Path, tmp_path: Path) -> None:
-    process = start(source, tmp_path / "out", 0.5)
-    assert say(process) == "now"
-    process.kill()
-    process.wait(120)
-    process.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
-    with pytest.raises(CheckpointError, match="another source or format"):
-        convert(source, tmp_path / "out", bits=8)
+def kill_at_random_moments(source: Path, root: Path, expected: dict[str, str], kills: int, seed: int) -> None:
+    """Each time killed once more while it goes on, until it is through; every end must be the same."""
+    chance = random.Random(seed)
+    for i in range(kills):
+        out = root / f"out-{i}"
+        for _ in range(chance.choice((1, 1, 2))):
+            process = start(source, out, NEVER, "fast")
+            time.sleep(chance.uniform(0, 1.2))
+            end(process)
+            if not (out / "config.json").exists():
+                assert not list(out.glob("model.safetensors.index.json")) or (out / JOURNAL).exists()
+        if not (out / "config.json").exists() or (out / JOURNAL).exists():
+            resumed(source, out, "fast")
+        assert hashes(out) == expected, f"kill {i}"
 
 
-def test_a_full_disk_is_one_line(source: Path, tmp_path: Path) -> None:
-    """A limit on the size of files makes the system itself refuse to write on."""
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-    process = start(source, tmp_path / "out", 2, before=limit)
-    assert say(process).startswith("refused: ")
-    assert process.wait(120) == 2
-    process.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
-    assert not (tmp_path / "out" / "config.json").exists()
+def test_killed_at_four_random_moments(source: Path, uninterrupted, tmp_path: Path) -> None:
+    kill_at_random_moments(source, tmp_path, uninterrupted["fast"], 4, seed=1)
 
 
-def test_a_marker_cut_short_is_not_ours_to_overwrite(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / MARKER).write_text('{"plan": "12')
-    (out / "letter.txt").write_text("dear")
-    with pytest.raises(CheckpointError, match="another source or format"):
-        convert(source, out)
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(source: Path, uninterrupted, tmp_path: Path) -> None:
+    kill_at_random_moments(source, tmp_path, uninterrupted["fast"], 20, seed=2)
+
+
+class TestTheJournal:
+    @pytest.fixture
+    def stopped(self, source: Path, tmp_path: Path) -> Path:
+        process = start(source, tmp_path / "out", 0.6)
+        assert said(process) == "now"
+        end(process)
+        return tmp_path / "out"
+
+    def test_is_not_taken_up_in_another_format(self, source: Path, stopped: Path) -> None:
+        for options in (Options(8, 32, quality="stock"), Options(4, 32, quality="fast", recipe="uniform")):
+            with pytest.raises(CheckpointError, match="another source or format"):
+                convert(source, stopped, options)
+
+    @pytest.mark.parametrize("cut", [1, 7, 60])
+    def test_a_line_cut_short_costs_its_job_only(self, source: Path, uninterrupted, stopped: Path, cut: int) -> None:
+        journal = stopped / JOURNAL
+        os.truncate(journal, journal.stat().st_size - cut)
+        resumed(source, stopped, "stock")
+        assert hashes(stopped) == uninterrupted["stock"]
+
+    def test_a_file_that_is_gone_is_written_again(self, source: Path, uninterrupted, stopped: Path) -> None:
+        for file in (*stopped.glob("model-00001*"), next(stopped.glob("*.part"))):
+            file.unlink()
+        resumed(source, stopped, "stock")
+        assert hashes(stopped) == uninterrupted["stock"]
+
+    def test_two_conversions_do_not_write_into_one_folder(self, source: Path, stopped: Path) -> None:
+        held = Journal(plan_conversion(source, Options(4, 32, quality="stock", block_bytes=1 << 20)), stopped)
+        with pytest.raises(CheckpointError, match="Another process"):
+            resumed(source, stopped, "stock")
+        held.close()
+        resumed(source, stopped, "stock")
+
+    def test_that_is_not_ours_is_not_overwritten(self, source: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / JOURNAL).write_text('{"plan": "12')
+        (out / "letter.txt").write_text("dear")
+        with pytest.raises(CheckpointError, match="not empty"):
+            convert(source, out)
+        assert sorted(p.name for p in out.iterdir()) == [JOURNAL, "letter.txt"]
+
+
+class TestAFullDisk:
+    def test_files_that_the_system_refuses_are_one_line(self, source: Path, tmp_path: Path) -> None:
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        process = start(source, tmp_path / "out", NEVER, before=limit)
+        assert said(process).startswith("refused: ")
+        assert process.wait(120) == 2
+        end(process)
+        assert not (tmp_path / "out" / "config.json").exists()
+
+    def test_is_one_line_and_continues(self, source: Path, uninterrupted, tmp_path: Path) -> None:
+        """A file system of 70 MB that something else fills up while the conversion runs."""
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=70m", "none", str(disk)], capture_output=True
+        ).returncode:
+            pytest.skip("mounting a small disk needs root")
+        try:
+            process = start(source, disk / "out", 0.3)
+            assert said(process) == "now"
+            end(process)
+            (disk / "other").write_bytes(bytes(int(os.statvfs(disk).f_bavail * 4096 - 65_536)))
+            quiet = f"import mlx_qwen35.convert.conversion as c; c.SPARE_DISK_BYTES = -{1 << 30}\n"
+            process = start(source, disk / "out", NEVER, before=quiet)
+            line = said(process)
+            assert line.startswith("refused: ")
+            assert "is full" in line
+            assert "run the same command again" in line
+            assert process.wait(120) == 2
+            end(process)
+            (disk / "other").unlink()
+            resumed(source, disk / "out", "stock")
+            assert hashes(disk / "out") == uninterrupted["stock"]
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 class TestVerify:
@@ -127,8 +240,8 @@ class TestVerify:
 
     @pytest.fixture
     def written(self, source: Path, tmp_path: Path):
-        planned = plan_conversion(source)
-        stream.write_files(planned, tmp_path)
+        planned = plan_conversion(source, as_stock(group_size=64))
+        with_journal(planned, tmp_path)
         assert verify.check_tensors(planned, tmp_path)
         return planned, tmp_path
 
@@ -169,19 +282,25 @@ class TestVerify:
             verify.check_tensors(planned, out)
 
 
-def test_memory_is_bounded_by_the_slab_not_by_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """11 MB of weights with slabs of 16,384 weights; whole tensors would take 1 MB and more at once."""
+def with_journal(planned, out: Path) -> None:
+    journal = Journal(planned, out)
+    stream.write_files(planned, out, journal)
+    journal.remove()
+
+
+def test_memory_is_bounded_by_the_block_not_by_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """11 MB of weights in blocks of 16,384 weights; whole tensors would take 1 MB and more at once."""
     source = write_wide(tmp_path / "wide")
-    monkeypatch.setattr(stream, "SLAB_WEIGHTS", 1 << 14)
-    planned = plan_conversion(source)
-    source_bytes = sum(entry.nbytes for entry in planned.source.files.tensors.values())
+    monkeypatch.setattr(stream, "BYTES_A_WEIGHT", 64)
+    planned = plan_conversion(source, as_stock(group_size=64, block_bytes=1 << 20))
+    source_bytes = sum(entry.nbytes for entry in planned.source.survey.files.tensors.values())
     mx.clear_cache()
     start_bytes = mx.get_active_memory()
     mx.reset_peak_memory()
-    stream.write_files(planned, tmp_path)
+    with_journal(planned, tmp_path)
     peak = mx.get_peak_memory() - start_bytes
     assert source_bytes > 10_000_000
-    assert peak < 500_000  # 12 bytes a weight of a slab, and room for MLX's own
+    assert peak < 500_000  # 12 bytes a weight of a block, and room for MLX's own
     verify.check_tensors(planned, tmp_path)
 
 

@@ -10,7 +10,7 @@ from mlx_lm.utils import load_model as load_stock_model
 
 from examples import real_shapes
 from examples.real_shapes import FOUR_BIT, ORIGINAL, config_of, tensors_of
-from mlx_qwen35.convert import plan_conversion
+from mlx_qwen35.convert import Options, plan_conversion
 from mlx_qwen35.hub.family import FAMILY, VOCABULARY
 from mlx_qwen35.hub.headers import read_checkpoint
 from mlx_qwen35.models.weights import load_model
@@ -43,7 +43,8 @@ def test_loads_and_computes_sane_logits(folders: dict[str, Path], form: str) -> 
 
 def test_four_bit_is_what_the_converter_would_write(folders: dict[str, Path]) -> None:
     """Same names, shapes and types, so that a measurement on one holds for the other."""
-    planned = {t.name: (t.dtype, t.shape) for f in plan_conversion(folders[ORIGINAL]).files for t in f.tensors}
+    plan = plan_conversion(folders[ORIGINAL], Options(quality="stock"))
+    planned = {t.name: (t.dtype, t.shape) for f in plan.files for t in f.tensors}
     written = {n: (e.dtype, e.shape) for n, e in read_checkpoint(folders[FOUR_BIT]).tensors.items()}
     assert written == planned
 
