@@ -27,3 +27,7 @@ class MemoryPlanError(UserError):
 
 class RequestError(UserError):
     """A request cannot be rendered or run: bad messages, bad options, too long for the context."""
+
+
+class SessionError(UserError):
+    """A session cannot be used as it was asked to: closed, busy, or a file that cannot be written or read."""

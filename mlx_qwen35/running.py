@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass, replace
 
 from mlx_qwen35.chat.answer import Answer
@@ -34,7 +34,7 @@ class Running:
         self._text = tokenizer.stream()
         self._reason: FinishReason = "length"
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event]:
         """The answer's events. Closing the iterator cancels within one step."""
         try:
             for item in self.line:
@@ -45,7 +45,7 @@ class Running:
         finally:
             self.close()
 
-    async def aevents(self) -> AsyncIterator[Event]:
+    async def aevents(self) -> AsyncGenerator[Event]:
         """The same on an event loop, without a thread. Cancelling the task that reads cancels within one step."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 

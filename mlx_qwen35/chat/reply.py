@@ -1,0 +1,73 @@
+"""An answer's events added up to one value. Knows nothing of how they came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_qwen35.chat.events import Content, Event, Finished, FinishReason, Reasoning, ToolCallEnd, Usage
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer.
+
+    tool_calls: OpenAI form, `{"id", "type", "function": {"name", "arguments"}}`, the arguments a mapping
+    reason: "stop", "length" (cut at max_tokens), "tool_calls", "cancelled" (the model was closed)
+    """
+
+    content: str
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    reason: FinishReason = "stop"
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message of the conversation, to be appended to it."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        return message
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How a text went on.
+
+    text: what was added to it   ids: the same as sampled, the stop id last if there is one
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    usage: Usage
+    reason: FinishReason
+
+
+class Gathering:
+    """Events in, a reply out."""
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self.finished: Finished | None = None
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, Content):
+            self._content.append(event.text)
+        elif isinstance(event, Reasoning):
+            self._reasoning.append(event.text)
+        elif isinstance(event, ToolCallEnd):
+            function = {"name": event.name, "arguments": event.arguments}
+            self._calls.append({"id": event.id, "type": "function", "function": function})
+        elif isinstance(event, Finished):
+            self.finished = event
+
+    def reply(self) -> Reply:
+        """After the last event, `Finished`."""
+        assert self.finished is not None
+        usage, reason = self.finished.usage, self.finished.reason
+        return Reply("".join(self._content), "".join(self._reasoning), self._calls, usage, reason)

@@ -1,0 +1,202 @@
+"""The Python API: load a model, then ask it from any thread or task; all who ask share one batch.
+
+    import mlx_qwen35
+
+    with mlx_qwen35.load("demo") as qwen:
+        reply = qwen.chat([{"role": "user", "content": "How do I convert a model?"}])
+        print(reply.content)
+
+Thin over runtime.py. Everything that is wrong for a reason the caller can mend is a `UserError` of one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing, closing
+from pathlib import Path
+from typing import Unpack
+
+from mlx_qwen35.asking import Messages, Options, Tools, chat_request, text_request
+from mlx_qwen35.chat.events import Event
+from mlx_qwen35.chat.reply import Completion, Gathering, Reply
+from mlx_qwen35.errors import RequestError
+from mlx_qwen35.generation.stats import Stats
+from mlx_qwen35.hub.cache import cache_folder
+from mlx_qwen35.models.weights import Progress
+from mlx_qwen35.options import KV_BITS, PLAIN, CacheOptions
+from mlx_qwen35.running import Prepared, Running
+from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime, TextRequest
+from mlx_qwen35.session import Session
+
+USUAL_TEXT = 256  # tokens of a text that was not told how long to become
+
+
+def load(
+    name: str | Path = "demo",
+    *,
+    kv_bits: int = PLAIN,
+    disk: Path | str | None = None,
+    disk_bytes: int = CacheOptions.disk_bytes,
+    prefix_bytes: int | None = None,
+    max_sequences: int = CacheOptions.max_sequences,
+    context: int = USUAL_CONTEXT,
+    force: bool = False,
+    offline: bool = False,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Qwen:
+    """Load a checkpoint by folder, hub id or short name ("27b", "demo"), downloading it if need be.
+
+    kv_bits: of the KV cache: 16, 8 or 4
+    disk: where what was computed of texts outlives the process; "auto" is the user's cache folder, None is nowhere
+    prefix_bytes: memory for the same; None takes half of what the caches may have, up to 8 GiB
+    max_sequences: answered at the same time   context: tokens the memory plan counts   force: load what does not fit
+    progress: called with bytes done and in all   warn: takes one line for people, from any thread
+    Raises UserError.
+    """
+    if kv_bits not in KV_BITS:
+        raise RequestError(f"kv_bits is {kv_bits!r:.40}; it should be one of {', '.join(map(str, KV_BITS))}.")
+    if max_sequences < 1:
+        raise RequestError(f"max_sequences is {max_sequences}; it should be at least 1.")
+    folder = cache_folder() / "prefixes" if disk == "auto" else Path(disk).expanduser() if disk is not None else None
+    caches = CacheOptions(kv_bits, prefix_bytes, folder, disk_bytes, max_sequences=max_sequences)
+    return Qwen(
+        Runtime.load(
+            str(name), context=context, force=force, offline=offline, progress=progress, caches=caches, warn=warn
+        )
+    )
+
+
+class Qwen:
+    """A loaded model. Requests that run at the same time are computed together; each as if it were alone."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    def chat(
+        self, messages: Messages, *, tools: Tools | None = None, think: bool | None = None, **options: Unpack[Options]
+    ) -> Reply:
+        """Answer a conversation. `reply.message` is what to append to it.
+
+        messages: OpenAI form, or one question   tools: OpenAI form   think: None leaves it to the model's template
+        options: `asking.Options`
+        """
+        return _gathered(self.stream(messages, tools=tools, think=think, **options))
+
+    def stream(
+        self, messages: Messages, *, tools: Tools | None = None, think: bool | None = None, **options: Unpack[Options]
+    ) -> Generator[Event]:
+        """`chat`, event by event; the last is `Finished`. Closing the iterator cancels within one step."""
+        request = chat_request(messages, tools, think, **options)
+        return self._stream(lambda: self.runtime.prepare(request))
+
+    async def achat(
+        self, messages: Messages, *, tools: Tools | None = None, think: bool | None = None, **options: Unpack[Options]
+    ) -> Reply:
+        """`chat` for event loops. Cancelling the task cancels the answer within one step."""
+        return await _agathered(self.astream(messages, tools=tools, think=think, **options))
+
+    def astream(
+        self, messages: Messages, *, tools: Tools | None = None, think: bool | None = None, **options: Unpack[Options]
+    ) -> AsyncGenerator[Event]:
+        """`stream` for event loops. Where a loop over it is left early, `contextlib.aclosing` cancels at once."""
+        request = chat_request(messages, tools, think, **options)
+        return self._astream(lambda: self.runtime.prepare(request))
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """Go on with a text, or with token ids, as they stand, without a template; 256 tokens if not told."""
+        running = self._submit_text(prompt, options)
+        return _completed(running, _gathered(running.events()))
+
+    def stream_generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Generator[Event]:
+        """`generate`, event by event: `Content` with pieces of text, at the end `Finished`."""
+        request = _text(prompt, options)
+        return self._stream(lambda: self.runtime.prepare_text(request))
+
+    async def agenerate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """`generate` for event loops."""
+        request = _text(prompt, options)
+        running = self.runtime.submit(await asyncio.to_thread(self.runtime.prepare_text, request))
+        return _completed(running, await _agathered(running.aevents()))
+
+    def astream_generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> AsyncGenerator[Event]:
+        """`stream_generate` for event loops."""
+        request = _text(prompt, options)
+        return self._astream(lambda: self.runtime.prepare_text(request))
+
+    def session(
+        self,
+        system: str | None = None,
+        *,
+        tools: Tools | None = None,
+        think: bool | None = None,
+        messages: Messages = (),
+        **options: Unpack[Options],
+    ) -> Session:
+        """A conversation that keeps its messages, and what was computed of it. options: of all its answers"""
+        said = list(chat_request(messages).messages)
+        if system is not None:
+            said.insert(0, {"role": "system", "content": system})
+        return Session(self.runtime, said, tools, think, options)
+
+    def load_session(self, path: str | Path) -> Session:
+        """The session that `Session.save` wrote, perhaps with another model: then it is computed again.
+
+        A file is data, not code, but its numbers are what the model goes on from: open those of people you trust.
+        Raises SessionError.
+        """
+        return Session.load(self.runtime, Path(path).expanduser())
+
+    def stats(self) -> Stats:
+        """Speeds, batch, reuse, memory."""
+        return self.runtime.stats()
+
+    def close(self) -> None:
+        """End all answers, as cancelled, and free the model's memory as far as Python knows nobody who uses it."""
+        self.runtime.close()
+
+    def __enter__(self) -> Qwen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit_text(self, prompt: str | Sequence[int], options: Options) -> Running:
+        return self.runtime.submit(self.runtime.prepare_text(_text(prompt, options)))
+
+    def _stream(self, prepare: Callable[[], Prepared]) -> Generator[Event]:
+        # Nothing runs before somebody reads: an iterator that is never begun would hold its place for ever.
+        yield from self.runtime.submit(prepare()).events()
+
+    async def _astream(self, prepare: Callable[[], Prepared]) -> AsyncGenerator[Event]:
+        running = self.runtime.submit(await asyncio.to_thread(prepare))
+        async with aclosing(running.aevents()) as events:
+            async for event in events:
+                yield event
+
+
+def _text(prompt: str | Sequence[int], options: Options) -> TextRequest:
+    limited: Options = {"max_tokens": USUAL_TEXT, **options}
+    return text_request(prompt, **limited)
+
+
+def _gathered(answer: Generator[Event]) -> Reply:
+    gathering = Gathering()
+    with closing(answer) as events:
+        for event in events:
+            gathering.take(event)
+    return gathering.reply()
+
+
+async def _agathered(answer: AsyncGenerator[Event]) -> Reply:
+    gathering = Gathering()
+    async with aclosing(answer) as events:
+        async for event in events:
+            gathering.take(event)
+    return gathering.reply()
+
+
+def _completed(running: Running, reply: Reply) -> Completion:
+    return Completion(reply.content, tuple(running.sampled), reply.usage, reply.reason)
