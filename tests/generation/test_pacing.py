@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mlx_qwen35.generation.pacing import MULTIPLE, SHARED_SECONDS, Pacer
+from mlx_qwen35.generation.pacing import MULTIPLE, SHARED_SECONDS, SMALLEST, Pacer
 
 
 @dataclass
@@ -34,7 +34,7 @@ def test_a_shared_step_takes_its_hundred_milliseconds_of_prompt(speed: int) -> N
 
 def test_a_step_never_outgrows_its_memory_nor_shrinks_to_nothing() -> None:
     assert pacer(1e6, largest=512).tokens(shared=False) == 512
-    assert pacer(1).tokens(shared=True) == MULTIPLE
+    assert pacer(1).tokens(shared=True) == SMALLEST
 
 
 def test_the_cost_of_decoding_beside_is_not_counted_as_prefill() -> None:
