@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -34,6 +35,7 @@ NUMPY_TYPES = {
     mx.float32: np.dtype(np.float32),
     mx.complex64: np.dtype(np.complex64),
 }
+ALIGNED = 16  # bytes: the largest alignment a type of Metal asks for, but long4 and its like
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,17 @@ def as_input(array: mx.array, ensure_row_contiguous: bool) -> Input:
     if any(s < 0 for s in strides):
         raise ValueError("an input with negative strides is not supported")
     reach = 1 + sum((d - 1) * s for d, s in zip(array.shape, strides)) if array.size else 0
-    return Input(array, View(_address(array), reach * array.itemsize, array.itemsize), strides, copied)
+    address = _address(array)
+    view = View(address, reach * array.itemsize, array.itemsize, (address - _base()) % ALIGNED)
+    return Input(array, view, strides, copied)
+
+
+@functools.cache
+def _base() -> int:
+    """Where MLX's CPU allocator begins an array, modulo ALIGNED: 8, after the size it keeps. On Metal it is 0."""
+    fresh = mx.zeros(64)
+    mx.eval(fresh)
+    return _address(fresh) % ALIGNED
 
 
 def row_contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,10 +23,13 @@ KINDS = {
     15: "threadgroup_barrier after some threads returned",
     16: "data race inside a simdgroup",
     17: "matrix operation with lanes missing",
+    18: "misaligned access",
+    19: "array index out of bounds",
+    20: "integer division by zero",
 }
 # Legal in Metal, and seldom meant: the operation uses the active lanes; the last write wins, or all write the same.
 WARNINGS = {7, 10}
-WITH_OFFSET = {4, 5, 12, 16}
+WITH_OFFSET = {4, 5, 12, 16, 18}
 WITHOUT_PLACE = {13}
 NO_BUFFER, READ_CONFLICT = 99, 1 << 16
 
@@ -92,6 +95,10 @@ class Record:
             return f"against a write by thread {self.other} of its threadgroup"
         if self.code == 8:
             return f"from lane {self.other}"
+        if self.code == 18:
+            return f"where the type needs a multiple of {self.other}"
+        if self.code == 19:
+            return f"with index {self.other}"
         if self.code in (7, 17):
             return f"with lanes {self.other:#010x} only"
         return ""

@@ -12,8 +12,8 @@ from tests.metal_emulator.rewrite import balanced, split_commas
 
 SIZES = dict(i1=1, i8=1, i16=2, half=2, bfloat=2, i32=4, float=4, i64=8, double=8, ptr=8, i128=16)  # noqa: C408
 DECLARATIONS = """
-declare void @mtl_ld(ptr, i64)
-declare void @mtl_st(ptr, i64)
+declare void @mtl_ld(ptr, i64, i64)
+declare void @mtl_st(ptr, i64, i64)
 @mtl_flops = external global i64
 @mtl_special = external global i64
 """
@@ -81,12 +81,14 @@ def _checks(operation: str, private: set[str]) -> list[str]:
         pointer = match.group() if match else ""
         if not size or pointer in private or pointer.startswith("@"):
             return []
-        return [f"@mtl_{'ld' if operation.startswith('load') else 'st'}(ptr {pointer}, i64 {size})"]
+        align = re.search(r", align (\d+)", after)
+        check = "ld" if operation.startswith("load") else "st"
+        return [f"@mtl_{check}(ptr {pointer}, i64 {size}, i64 {align.group(1) if align else 1})"]
     if "@llvm.mem" in operation and (match := MEMORY_INTRINSIC.search(operation)):
         to, source, size = match.groups()
-        checks = [] if to in private else [f"@mtl_st(ptr {to}, i64 {size})"]
+        checks = [] if to in private else [f"@mtl_st(ptr {to}, i64 {size}, i64 1)"]
         if source and source not in private and not source.startswith("@"):
-            checks.append(f"@mtl_ld(ptr {source}, i64 {size})")
+            checks.append(f"@mtl_ld(ptr {source}, i64 {size}, i64 1)")
         return checks
     return []
 

@@ -39,11 +39,12 @@ class Out:
 
 @dataclass(frozen=True)
 class View:
-    """Memory that someone else owns and keeps."""
+    """Memory that someone else owns and keeps. `shift`: its first byte's, from an address aligned for all types."""
 
     address: int
     size: int
     element: int
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _bind(bound: machine.Bound, index: int, value: np.ndarray | View | Out, cons
         bound.add_output(index, array, flags)
     elif isinstance(value, View):
         assert const, "a view is read only"
-        bound.add(index, value.address, value.size, machine.CONST, value.element)
+        bound.add(index, value.address, value.size, machine.CONST, value.element, value.shift)
     elif const:
         array = np.ascontiguousarray(value)
         bound.keep.append(array)

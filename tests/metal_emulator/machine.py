@@ -21,7 +21,7 @@ _lock = threading.Lock()
 
 
 class _Buffer(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("size", _u64), ("flags", _u32), ("element", _u32)]
+    _fields_ = [("data", ctypes.c_void_p), ("size", _u64), ("flags", _u32), ("element", _u32), ("shift", _u64)]
 
 
 class _Record(ctypes.Structure):
@@ -66,8 +66,8 @@ class Bound:
         self.outputs: dict[int, np.ndarray] = {}
         self.keep: list[object] = []
 
-    def add(self, index: int, address: int, size: int, flags: int, element: int) -> None:
-        self.slots[index] = _Buffer(address, size, flags, max(1, element))
+    def add(self, index: int, address: int, size: int, flags: int, element: int, shift: int = 0) -> None:
+        self.slots[index] = _Buffer(address, size, flags, max(1, element), shift)
         self.sizes[index] = size
 
     def add_output(self, index: int, array: np.ndarray, flags: int) -> None:

@@ -17,6 +17,9 @@ PLANTED = {
     "load before the start": ("o[i] = a[int(i) - 1];", "out-of-bounds load: 4 bytes at byte -4 of 'a'"),
     "store past the end": ("o[i + 1] = a[i]; if (i == 0) o[0] = 0;", "out-of-bounds store: 4 bytes at byte 256 of 'o'"),
     "store far away": ("o[size_t(i) << 40] = a[i];", "wild pointer"),
+    "index past a thread's own array": ("float x[4] = {1, 2, 3, 4}; o[i] = x[t / 8];", "array index out of bounds"),
+    "integer division by zero": ("o[i] = 64 / int(t);", "integer division by zero"),
+    "misaligned vector load": ("o[i] = (*(const device float4*)(a + t % 60 + 1)).x;", "misaligned access: 16 bytes"),
     "store into an input": ("((device float*)a)[i] = 1; o[i] = 0;", "store to a const buffer"),
     "unwritten output": ("if (i % 2) o[i] = a[i];", "output left unwritten: 32 elements of 'o'"),
     "read of an unwritten output": ("o[i] += a[i];", "read of an unwritten output"),
@@ -29,8 +32,12 @@ PLANTED = {
         "uninitialised threadgroup read",
     ),
     "threadgroup array overflow": (
-        "threadgroup float b[64]; b[t + 1] = a[i]; o[i] = 0;",
+        "threadgroup float b[64]; threadgroup float* p = b + 1; p[t] = a[i]; o[i] = 0;",
         "threadgroup memory out of bounds",
+    ),
+    "index past a threadgroup array": (
+        "threadgroup float b[64]; b[t + 1] = a[i]; o[i] = 0;",
+        "array index out of bounds",
     ),
     "too much threadgroup memory": (
         "threadgroup float b[8200]; b[t] = a[i]; o[i] = b[t];",
@@ -88,6 +95,19 @@ def test_planted_fault_is_found_in_every_order_of_threads(planted: str, schedule
 def test_race_between_threadgroups_is_found() -> None:
     with pytest.raises(KernelFault, match="device data race"):
         run(PLACE + "o[i] = a[i]; o[i] = i ? o[i - 1] : 0;", threads=128, threadgroup=32)
+
+
+def test_a_view_keeps_its_misalignment() -> None:
+    whole = mx.zeros(72, dtype=mx.float16)
+    source = PLACE + "o[i] = (*(const device half4*)a).x;"
+    run(source, whole[4:], ensure_row_contiguous=False)
+    with pytest.raises(KernelFault, match="misaligned access: 8 bytes at byte 0 of 'a'"):
+        run(source, whole[3:], ensure_row_contiguous=False)
+
+
+def test_a_local_that_nobody_set_is_nan() -> None:
+    out, _ = run(PLACE + "float x[2]; if (t % 2) x[1] = a[i]; o[i] = x[1];")
+    assert mx.array_equal(mx.isnan(out), mx.arange(64) % 2 == 0)
 
 
 def test_message_names_the_line_the_thread_and_the_source() -> None:

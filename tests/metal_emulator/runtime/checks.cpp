@@ -22,7 +22,7 @@ struct DeviceShadow {
 // What the fast path needs of a buffer; size 0 when unbound. A stamp a 64-byte line: the last threadgroup that touched
 // it.
 struct Hot {
-  u64 size, loaded, stored, unique, threadgroup_unique;
+  u64 size, loaded, stored, unique, threadgroup_unique, shift;
   u32* stamp;
   u32 flags, element;
 };
@@ -159,12 +159,12 @@ static inline __attribute__((always_inline)) void access(void* pointer, u64 n, b
   const u64 p = (u64)pointer, in_arena = p - (u64)arena;
   if (in_arena < BUFFERS * SLOT) {
     const u32 b = in_arena / SLOT;
-    const u64 offset = in_arena % SLOT - SLOT / 2;
     Hot& buffer = hot[b];
+    const u64 offset = in_arena % SLOT - SLOT / 2 - buffer.shift;
     if (offset < buffer.size && offset + n <= buffer.size) {
       (store ? buffer.stored : buffer.loaded) += n;
-      touch_line(buffer, offset / LINE);
-      touch_line(buffer, (offset + n - 1) / LINE);
+      touch_line(buffer, (offset + buffer.shift) / LINE);
+      touch_line(buffer, (offset + buffer.shift + n - 1) / LINE);
       if (atomic) stats->atomics++;
       if (!store && !(buffer.flags & OUTPUT)) return;
     }
@@ -177,8 +177,35 @@ static inline __attribute__((always_inline)) void access(void* pointer, u64 n, b
   add_fault(WILD_POINTER, NO_BUFFER, (int64_t)p, n, store, site);
   stop();
 }
-EXPORT NOINLINE void mtl_ld(void* p, u64 n) { access(p, n, false, SITE, false); }
-EXPORT NOINLINE void mtl_st(void* p, u64 n) { access(p, n, true, SITE, false); }
+// The processor would fault at some of these accesses, and a GPU read something else.
+static NOINLINE void misaligned(void* pointer, u64 n, u64 align, u64 site) {
+  const u64 p = (u64)pointer, in_arena = p - (u64)arena;
+  if (p - (u64)stacks < MAX_THREADS * STACK) return;
+  if (in_arena < BUFFERS * SLOT) {
+    const u32 b = in_arena / SLOT;
+    add_fault(MISALIGNED, b, (char*)pointer - buffer_start(b), n, align, site);
+  } else {
+    add_fault(MISALIGNED, NO_BUFFER, p - (u64)threadgroup_memory, n, align, site);
+  }
+  stop();
+}
+EXPORT NOINLINE void mtl_ld(void* p, u64 n, u64 align) {
+  if ((u64)p & (align - 1)) misaligned(p, n, align, SITE);
+  access(p, n, false, SITE, false);
+}
+EXPORT NOINLINE void mtl_st(void* p, u64 n, u64 align) {
+  if ((u64)p & (align - 1)) misaligned(p, n, align, SITE);
+  access(p, n, true, SITE, false);
+}
+// clang calls these (-fsanitize=array-bounds,integer-divide-by-zero) where its own runtime is not linked.
+EXPORT NOINLINE void __ubsan_handle_out_of_bounds(void*, u64 index) {
+  add_fault(INDEX_OUT_OF_BOUNDS, NO_BUFFER, 0, 0, (u32)index, SITE);
+  stop();
+}
+EXPORT NOINLINE void __ubsan_handle_divrem_overflow(void*, u64, u64) {
+  add_fault(DIVIDED_BY_ZERO, NO_BUFFER, 0, 0, 0, SITE);
+  stop();
+}
 void check_atomic(void* p, u32 bytes, bool store, u64 site) { access(p, bytes, store, site, true); }
 
 // ---- around a launch
@@ -188,8 +215,8 @@ void checks_begin() {
   for (int b = 0; b < BUFFERS; b++) {
     const Buffer& buffer = launch->buffers[b];
     if (!buffer.data) continue;
-    stamps[b].assign(buffer.size / LINE + 1, 0);
-    hot[b] = {buffer.size, 0, 0, 0, 0, stamps[b].data(), buffer.flags, buffer.element};
+    stamps[b].assign((buffer.size + buffer.shift) / LINE + 1, 0);
+    hot[b] = {buffer.size, 0, 0, 0, 0, buffer.shift, stamps[b].data(), buffer.flags, buffer.element};
     if (buffer.flags & OUTPUT) device_shadow[b].assign(buffer.size / buffer.element + 1, DeviceShadow{});
   }
   threadgroup_epoch = device_epoch = 1;
@@ -214,7 +241,7 @@ void checks_end() {
     stats->stored[b] = hot[b].stored;
     stats->unique[b] = hot[b].unique;
     stats->threadgroup_unique[b] = hot[b].threadgroup_unique;
-    if (!launch->checked || !(buffer.flags & OUTPUT) || (buffer.flags & INITIALISED)) continue;
+    if (stopped || !launch->checked || !(buffer.flags & OUTPUT) || (buffer.flags & INITIALISED)) continue;
     for (u64 e = 0; e < buffer.size / buffer.element; e++) stats->unwritten[b] += !device_shadow[b][e].threadgroup;
   }
   if (stats->threadgroup_bytes > THREADGROUP_LIMIT)

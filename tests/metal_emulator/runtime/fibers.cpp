@@ -130,7 +130,7 @@ static void fiber_main() {
       attribute(kind, *current, values[i]);
       a[i] = (u64)values[i];
     } else {
-      a[i] = launch->buffers[kind].data ? (u64)(arena + kind * SLOT + SLOT / 2) : 0;
+      a[i] = launch->buffers[kind].data ? (u64)buffer_start(kind) : 0;
     }
   }
   ((void (*)(const u64*))launch->entry)(a);

@@ -31,7 +31,7 @@ static bool reserve() {
 
 static bool map_buffer(int b, int access) {
   char* start = arena + b * SLOT + SLOT / 2 - PAD;
-  u64 bytes = (launch->buffers[b].size + 2 * PAD + 4095) & ~4095ull;
+  u64 bytes = (launch->buffers[b].size + launch->buffers[b].shift + 2 * PAD + 4095) & ~4095ull;
   return map(start, bytes, access, MAP_FIXED | MAP_NORESERVE) != MAP_FAILED;
 }
 
@@ -74,7 +74,7 @@ EXPORT int mtl_run(Launch* l, Stats* s) {
     const Buffer& buffer = l->buffers[b];
     if (!buffer.data) continue;
     if (buffer.size > SLOT / 4 || !map_buffer(b, PROT_READ | PROT_WRITE)) return 1;
-    memcpy(arena + b * SLOT + SLOT / 2, buffer.data, buffer.size);
+    memcpy(buffer_start(b), buffer.data, buffer.size);
   }
   checks_begin();
   run_grid();
@@ -82,7 +82,7 @@ EXPORT int mtl_run(Launch* l, Stats* s) {
   for (int b = 0; b < BUFFERS; b++) {
     const Buffer& buffer = l->buffers[b];
     if (!buffer.data) continue;
-    if (buffer.flags & OUTPUT) memcpy(buffer.data, arena + b * SLOT + SLOT / 2, buffer.size);
+    if (buffer.flags & OUTPUT) memcpy(buffer.data, buffer_start(b), buffer.size);
     map_buffer(b, PROT_NONE);
   }
   s->flops = mtl_flops, s->special = mtl_special;

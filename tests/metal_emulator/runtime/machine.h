@@ -31,6 +31,9 @@ enum Fault : u32 {  // names and severities stand in errors.py
   BARRIER_AFTER_RETURN,
   SIMDGROUP_RACE,
   MATRIX_LANES_MISSING,
+  MISALIGNED,
+  INDEX_OUT_OF_BOUNDS,
+  DIVIDED_BY_ZERO,
 };
 enum Schedule : u32 { FORWARD, REVERSE, RANDOM };
 enum BufferFlags : u32 { CONST = 1, OUTPUT = 2, INITIALISED = 4 };
@@ -47,6 +50,7 @@ struct Buffer {
   void* data;
   u64 size;
   u32 flags, element;
+  u64 shift;  // of its first byte from an address with all alignments: a view keeps its own
 };
 struct Record {
   u32 code, buffer;
@@ -108,4 +112,5 @@ void* threadgroup_variable(u32 id, u64 bytes, u64 align);
 void checks_begin();  // checks.cpp: before the first threadgroup
 void checks_begin_threadgroup();
 void checks_end();
+inline char* buffer_start(int b) { return arena + b * SLOT + SLOT / 2 + launch->buffers[b].shift; }
 extern "C" void mtl_switch(void** from, void* to);
