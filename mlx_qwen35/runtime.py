@@ -197,6 +197,8 @@ class Runtime:
         """The same for a text to go on with. Raises RequestError."""
         given = request.prompt
         prompt = self.transcript.prompt(given) if isinstance(given, str) else self.transcript.read(given)
+        # One text is often gone on with several times: only its last token is computed again.
+        prompt = replace(prompt, pivots=(*prompt.pivots, len(prompt.ids) - 1))
         return self._prepared(request, prompt, self.sampling(request), PlainText(), None)
 
     def _prepared(

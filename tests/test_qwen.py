@@ -112,6 +112,13 @@ def test_a_text_goes_on_without_a_template(qwen: Qwen) -> None:
     assert asyncio.run(awaited()) == (whole.text, whole.text)
 
 
+def test_going_on_again_with_the_same_text_computes_one_token(qwen: Qwen) -> None:
+    prompt = "A text to go on with, more than once"
+    answers = [qwen.generate(prompt, temperature=3, top_k=0, top_p=1, seed=seed, max_tokens=8) for seed in (1, 1, 2)]
+    assert answers[0].text == answers[1].text != answers[2].text
+    assert [a.usage.cached_tokens for a in answers[1:]] == [answers[0].usage.prompt_tokens - 1] * 2
+
+
 def test_tags_in_a_plain_text_stay_as_they_are(qwen: Qwen) -> None:
     """A chat's parser would take the think block out."""
     prompt = qwen.runtime.render(mlx_qwen35.ChatRequest([{"role": "user", "content": "What is 3 + 4?"}], None, True))
