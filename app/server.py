@@ -14,6 +14,7 @@ import webbrowser
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.hub.catalog import last_used, remember_last
 from mlx_qwen35.hub.names import DEMO
+from mlx_qwen35.options import CacheOptions
 from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime
 
 FIRST_PORT, PORTS_TRIED = 7860, 20
@@ -28,12 +29,13 @@ def serve(
     context: int = USUAL_CONTEXT,
     force: bool = False,
     offline: bool = False,
+    caches: CacheOptions = CacheOptions(),  # noqa: B008 (frozen)
 ) -> None:
     """Load `model` and serve the chat page until interrupted. The URL goes to stderr in one line when it answers.
 
     model: folder, hub id or short name; None takes the last used one, else the demo
     host: a loopback name or address   port: None takes the first free one from 7860, 0 any
-    context, force, offline: as for `Runtime.load`
+    context, force, offline, caches: as for `Runtime.load`
     Raises UserError: no gradio here, a host beyond loopback, a port in use, or what `Runtime.load` raises.
     """
     _require_gradio()
@@ -41,10 +43,12 @@ def serve(
 
     with bind(host, port) as listener:
         name = model or last_used() or DEMO
-        runtime = Runtime.load(name, context=context, force=force, offline=offline, progress=_Loading(name))
+        runtime = Runtime.load(
+            name, context=context, force=force, offline=offline, progress=_Loading(name), caches=caches, warn=_say
+        )
         remember_last(name)
         for note in runtime.notes:
-            print(f"mlx-qwen35: {note}", file=sys.stderr)
+            _say(note)
 
         def ready() -> None:
             url = url_of(listener)
@@ -53,8 +57,12 @@ def serve(
                 webbrowser.open(url)
 
         # uvicorn hands on the interrupt that ended it.
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.closing(runtime), contextlib.suppress(KeyboardInterrupt):
             Server(make_app(runtime), ready).run(sockets=[listener])
+
+
+def _say(line: str) -> None:
+    print(f"mlx-qwen35: {line}", file=sys.stderr, flush=True)
 
 
 class _Loading:

@@ -23,6 +23,7 @@ from mlx_qwen35.terminal.arguments import (
     add_answer_options,
     add_model_options,
     between,
+    caches_of,
     sampling_of,
 )
 from mlx_qwen35.terminal.convert_arguments import add_convert_options, conversion_options
@@ -144,10 +145,10 @@ def run_chat(args: argparse.Namespace) -> None:
     if not sys.stdin.isatty():
         _answer_once(args, _question(None), args.model)
         return
-    runtime = _load(args, args.model)
-    from mlx_qwen35.terminal.chat import Chat
+    with contextlib.closing(_load(args, args.model)) as runtime:
+        from mlx_qwen35.terminal.chat import Chat
 
-    Chat(runtime, Conversation(settings), args.debug).run()
+        Chat(runtime, Conversation(settings), args.debug).run()
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -184,19 +185,17 @@ def run_app(args: argparse.Namespace) -> None:
         open_browser=sys.platform == "darwin" if args.browser is None else args.browser,
         force=args.force,
         offline=args.offline,
+        caches=caches_of(args),
         **({} if args.context is None else {"context": args.context}),
     )
 
 
 def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> None:
     tools = _tools(getattr(args, "tools", None))
-    runtime = _load(args, name)
     from mlx_qwen35.runtime import ChatRequest
     from mlx_qwen35.terminal.loading import demo_notice, is_demo
     from mlx_qwen35.terminal.once import answer_as_json, answer_plainly
 
-    if args.command == "chat" and is_demo(runtime.name):
-        print(demo_notice(), file=sys.stderr)
     system = [{"role": "system", "content": args.system}] if args.system else []
     request: ChatRequest = ChatRequest(
         [*system, {"role": "user", "content": question}],
@@ -208,10 +207,13 @@ def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> N
         stop=tuple(args.stop),
         seed=args.seed,
     )
-    if getattr(args, "json", False):
-        answer_as_json(runtime, request)
-    else:
-        answer_plainly(runtime, request)
+    with contextlib.closing(_load(args, name)) as runtime:
+        if args.command == "chat" and is_demo(runtime.name):
+            print(demo_notice(), file=sys.stderr)
+        if getattr(args, "json", False):
+            answer_as_json(runtime, request)
+        else:
+            answer_plainly(runtime, request)
 
 
 def _load(args: argparse.Namespace, name: str | None) -> Runtime:
@@ -222,7 +224,9 @@ def _load(args: argparse.Namespace, name: str | None) -> Runtime:
 
         if line := advice():
             print(line, file=sys.stderr)
-    return load_runtime(chosen_model(name), context=args.context, force=args.force, offline=args.offline)
+    return load_runtime(
+        chosen_model(name), caches_of(args), context=args.context, force=args.force, offline=args.offline
+    )
 
 
 def _question(prompt: str | None) -> str:

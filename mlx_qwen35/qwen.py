@@ -23,7 +23,7 @@ from mlx_qwen35.chat.events import Event
 from mlx_qwen35.chat.reply import Completion, Gathering, Reply
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.stats import Stats
-from mlx_qwen35.hub.cache import cache_folder
+from mlx_qwen35.hub.cache import prefix_folder
 from mlx_qwen35.models.weights import Progress
 from mlx_qwen35.options import KV_BITS, PLAIN, CacheOptions
 from mlx_qwen35.running import Prepared, Running
@@ -60,7 +60,7 @@ def load(
         raise RequestError(f"kv_bits is {kv_bits!r:.40}; it should be one of {', '.join(map(str, KV_BITS))}.")
     if max_sequences < 1:
         raise RequestError(f"max_sequences is {max_sequences}; it should be at least 1.")
-    folder = cache_folder() / "prefixes" if disk == "auto" else Path(disk).expanduser() if disk is not None else None
+    folder = prefix_folder() if disk == "auto" else Path(disk).expanduser() if disk is not None else None
     caches = CacheOptions(kv_bits, prefix_bytes, folder, disk_bytes, max_sequences=max_sequences)
     return Qwen(
         Runtime.load(

@@ -3,6 +3,7 @@
     python -m examples.benchmarks.serving streams     total tokens/s of 8 concurrent streams against one, interleaved
     python -m examples.benchmarks.serving gap         longest gap of a stream while 16,000 tokens prefill beside it
     python -m examples.benchmarks.serving growth      resident memory over 2,000 mixed requests
+    python -m examples.benchmarks.serving disk        bytes on disk after a conversation of 100,000 tokens
 
 A busy machine moves absolute numbers; ratios and medians of interleaved rounds are what counts.
 """
@@ -10,6 +11,7 @@ A busy machine moves absolute numbers; ratios and medians of interleaved rounds 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 import threading
@@ -29,7 +31,7 @@ from mlx_qwen35.generation.request import Line, Request
 from mlx_qwen35.generation.start import start_engine
 from mlx_qwen35.hub.names import DEMO, resolve
 from mlx_qwen35.models.weights import load_model
-from mlx_qwen35.options import GREEDY, CacheOptions, Sampling
+from mlx_qwen35.options import GREEDY, PLAIN, CacheOptions, Sampling
 from tests.reference import write_checkpoint
 
 MIB = 1 << 20
@@ -37,11 +39,11 @@ CHATTING = Sampling(temperature=0.7, top_p=0.8, top_k=20)
 
 
 @contextmanager
-def engine_of(folder: Path, prefix_bytes: int = 64 * MIB) -> Iterator[Engine]:
+def engine_of(folder: Path, prefix_bytes: int = 64 * MIB, disk: Path | None = None) -> Iterator[Engine]:
     """An engine as `Runtime.load` starts it."""
     thread = MLXThread()
     loaded = thread.call(lambda: load_model(folder))
-    options = CacheOptions(prefix_bytes=prefix_bytes)
+    options = CacheOptions(prefix_bytes=prefix_bytes, disk=disk)
     engine = thread.call(lambda: start_engine(loaded.model, thread, folder, 2 << 30, options, print))
     try:
         yield engine
@@ -117,7 +119,7 @@ def gap(rounds: int, long: int = 16_000) -> None:
 def growth(requests: int, every: int = 100) -> None:
     """Resident memory while requests of all sizes come and go, some cancelled."""
     process, generator = psutil.Process(), random.Random(0)
-    with networks() as folders, engine_of(folders["demo"], 32 * MIB) as engine:
+    with networks() as folders, engine_of(folders["tiny dense"], 8 * MIB) as engine:
         sizes: list[float] = []
         for i in range(0, requests, 4):
             lines = [engine.submit(mixed(generator)) for _ in range(4)]
@@ -137,14 +139,38 @@ def growth(requests: int, every: int = 100) -> None:
         )
 
 
+def disk(tokens: int = 100_000, turn: int = 1000) -> None:
+    """A conversation that grows by a thousand tokens a turn, each turn's end a checkpoint; then what is on disk."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, kept = write_checkpoint("dense", Path(scratch) / "dense"), Path(scratch) / "prefixes"
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"]["max_position_embeddings"] = 2 * tokens
+        (folder / "config.json").write_text(json.dumps(config))
+        generator, history = random.Random(0), []
+        with engine_of(folder, disk=kept) as engine:
+            while len(history) < tokens:
+                history += [generator.randrange(100) for _ in range(turn - 4)]
+                line = engine.submit(Request(history, 100, 4))
+                history += [item for item in line if isinstance(item, int)]
+                print(f"{len(history):7,} tokens, {line.reuse.cached:7,} reused", end="\r", flush=True)
+            sizes = engine.sizes(PLAIN)
+        files = [f for f in kept.rglob("*.safetensors") if f.is_file()]
+        checkpoints = sum(f.name.endswith("checkpoint.safetensors") for f in files)
+        wanted, found = tokens * sizes.token + checkpoints * sizes.state, sum(f.stat().st_size for f in files)
+        print(
+            f"{len(history):,} tokens of {sizes.token} bytes and {checkpoints} checkpoints of {sizes.state} bytes: "
+            f"{found / MIB:.1f} MiB on disk, {found / wanted:.3f} times what they are"
+        )
+
+
 def mixed(generator: random.Random) -> Request:
     """Short and long, new and continuing an earlier one, greedy and sampled."""
     topic = generator.randrange(30)
-    prompt = [(topic * 31 + i * 7) % 900 for i in range(generator.choice([5, 40, 200, 700]))]
-    prompt += [generator.randrange(900) for _ in range(generator.choice([1, 30]))]
+    prompt = [(topic * 31 + i * 7) % 100 for i in range(generator.choice([5, 40, 200, 700]))]
+    prompt += [generator.randrange(100) for _ in range(generator.choice([1, 30]))]
     sampling = generator.choice([GREEDY, CHATTING, Sampling(temperature=1.0, presence_penalty=1.0)])
     boundary = [len(prompt) // 2] if len(prompt) > 10 else []
-    return Request(prompt, 900, generator.choice([1, 8, 30]), sampling, checkpoints=boundary)
+    return Request(prompt, 100, generator.choice([1, 8, 30]), sampling, checkpoints=boundary)
 
 
 def read_in_background(line: Line) -> list[float]:
@@ -170,12 +196,14 @@ def wait(condition) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["streams", "gap", "growth"])
+    parser.add_argument("what", choices=["streams", "gap", "growth", "disk"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=2000)
     args = parser.parse_args()
     if args.what == "growth":
         growth(args.requests)
+    elif args.what == "disk":
+        disk()
     else:
         {"streams": streams, "gap": gap}[args.what](args.rounds)
 

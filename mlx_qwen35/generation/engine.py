@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mlx_qwen35.caches.prefix_store import PrefixStore
 from mlx_qwen35.errors import CheckpointError, RequestError
-from mlx_qwen35.generation.cache_format import CacheFormat
+from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.pacing import Pacer
 from mlx_qwen35.generation.request import Line, Request, Reuse
@@ -132,6 +132,10 @@ class Engine:
         """What live sequences leave of the budget."""
         return max(0, self._limits.cache_bytes - self._live_bytes())
 
+    def sizes(self, kv_bits: int) -> CacheSizes:
+        """What caches of this format take."""
+        return self._thread.call(lambda: self._format_of(kv_bits).sizes)
+
     def stats(self) -> Stats:
         """How the engine is doing. From any thread; numbers may be a step old."""
         return self._counters.stats(
@@ -246,6 +250,8 @@ class Engine:
         if live <= self._limits.cache_bytes:
             return
         self._collect()
+        if (live := self._live_bytes()) <= self._limits.cache_bytes:
+            return  # the step in flight was somebody's last
         if len(self._rows) > 1:
             youngest = max(self._rows, key=lambda row: row.arrived)
             self._let_go(youngest)

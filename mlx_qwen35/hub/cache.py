@@ -128,6 +128,12 @@ def cache_folder() -> Path:
     return Path(_expanded(os.environ.get("HF_HUB_CACHE", legacy)))
 
 
+def prefix_folder() -> Path:
+    """Where what was computed of texts outlives the process, unless the user names another folder."""
+    base = os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
+    return Path(_expanded(base)) / "mlx-qwen35" / "prefixes"
+
+
 def is_hub_id(text: str) -> bool:
     """Whether text has the form org/name of a repository on the hub."""
     return _HUB_ID.fullmatch(text) is not None and "--" not in text and ".." not in text

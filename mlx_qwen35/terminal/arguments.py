@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mlx_qwen35.chat import presets
 from mlx_qwen35.errors import UserError
-from mlx_qwen35.options import Sampling
+from mlx_qwen35.hub.cache import prefix_folder
+from mlx_qwen35.options import KV_BITS, PLAIN, CacheOptions, Sampling
 
 
 class UsageError(UserError):
@@ -89,6 +91,27 @@ def add_model_options(parser: Parser) -> None:
     group.add_argument("--context", type=whole, metavar="TOKENS", help="context that must fit the memory (8192)")
     group.add_argument("--force", action="store_true", help="load even what does not fit this machine's memory")
     group.add_argument("--offline", action="store_true", help="use only what is downloaded already")
+    group.add_argument("--kv-bits", type=_kv_bits, default=PLAIN, metavar="N", help="KV cache in 16, 8 or 4 bits (16)")
+    group.add_argument(
+        "--disk",
+        metavar="FOLDER",
+        help="where what was computed of texts outlives the program, or none (mlx-qwen35/prefixes in the cache folder)",
+    )
+
+
+def _kv_bits(text: str) -> int:
+    if text not in map(str, KV_BITS):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one of {', '.join(map(str, KV_BITS))}")
+    return int(text)
+
+
+def caches_of(args: argparse.Namespace) -> CacheOptions:
+    """What is remembered, as the options say."""
+    if args.disk is None:
+        folder = prefix_folder()
+    else:
+        folder = None if args.disk.lower() == "none" else Path(args.disk).expanduser()
+    return CacheOptions(kv_bits=args.kv_bits, disk=folder)
 
 
 def add_answer_options(parser: Parser) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.events import Usage
 from mlx_qwen35.errors import UserError
+from mlx_qwen35.options import GIB
 from mlx_qwen35.terminal.answering import Answer, counted
 from mlx_qwen35.terminal.conversation import Conversation
 from mlx_qwen35.terminal.safe_text import safe
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from mlx_qwen35.chat.events import Event
     from mlx_qwen35.runtime import ChatRequest, Runtime
 
+SUMMED = (
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "prefill_seconds",
+    "decode_seconds",
+)
 _COMMAND = re.compile(r"/([A-Za-z?]*)(?:\s+(.*))?", re.DOTALL)
 
 
@@ -55,7 +64,14 @@ class ChatState:
         """Add a finished answer to the totals."""
         self.last, self.answers = answer, self.answers + 1
         new, sums = answer.usage, {}
-        for name in ("prompt_tokens", "completion_tokens", "reasoning_tokens", "prefill_seconds", "decode_seconds"):
+        for name in (
+            "prompt_tokens",
+            "cached_tokens",
+            "completion_tokens",
+            "reasoning_tokens",
+            "prefill_seconds",
+            "decode_seconds",
+        ):
             sums[name] = getattr(self.total, name) + getattr(new, name)
         self.total = replace(self.total, **sums)
 
@@ -156,7 +172,14 @@ def _stats(state: ChatState, argument: str) -> None:
         state.say(f"last answer: {_speeds(state.last.usage)}")
         used = state.last.usage.prompt_tokens + state.last.usage.completion_tokens
         state.say(f"context: {used:,} of {state.runtime.config.max_context:,} tokens")
+        if state.last.usage.cache_note:
+            state.say(f"reuse: {safe(state.last.usage.cache_note)}")
     state.say(f"{counted(state.answers, 'answer')}: {_speeds(state.total)}")
+    s = state.runtime.stats()
+    state.say(
+        f"memory: {s.active_bytes / GIB:.2f} GiB in use, {s.peak_bytes / GIB:.2f} at most; "
+        f"{s.prefix_bytes / GIB:.2f} GiB of earlier texts are remembered"
+    )
 
 
 def _help(state: ChatState, argument: str) -> None:
@@ -204,11 +227,14 @@ def _sampling(state: ChatState) -> str:
 
 
 def _speeds(usage: Usage) -> str:
-    parts = [f"{usage.prompt_tokens:,} tokens read", f"{usage.completion_tokens:,} written"]
+    read = usage.prompt_tokens - usage.cached_tokens
+    parts = [f"{read:,} tokens read", f"{usage.completion_tokens:,} written"]
     if usage.reasoning_tokens:
         parts[1] += f" ({usage.reasoning_tokens:,} of them thinking)"
     if usage.prefill_seconds > 0:
-        parts[0] += f" at {usage.prompt_tokens / usage.prefill_seconds:,.0f} a second"
+        parts[0] += f" at {read / usage.prefill_seconds:,.0f} a second"
+    if usage.cached_tokens:
+        parts[0] += f" ({usage.cached_tokens:,} more were known)"
     if usage.decode_seconds > 0:
         parts[1] += f" at {usage.completion_tokens / usage.decode_seconds:,.1f} a second"
     return ", ".join(parts)

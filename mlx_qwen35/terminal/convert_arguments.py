@@ -48,6 +48,8 @@ def add_convert_options(parser: Parser) -> None:
         metavar="Q",
         help="stock (bit for bit mlx_lm.convert), fast, or calibrated: good, best (fast)",
     )
+    well.add_argument("--calibration", type=Path, metavar="FILE", help="texts to calibrate with, instead of our own")
+    well.add_argument("--calibration-tokens", type=int, metavar="N", help="of them at most (131072)")
     parts = parser.add_argument_group("which parts")
     parts.add_argument(
         "--mtp", default="subdir", metavar="PLACE", help="the MTP layer: subdir, inline or drop (subdir)"
@@ -82,4 +84,6 @@ def conversion_options(args: argparse.Namespace) -> Options:
         vision=args.vision,
         block_bytes=args.block or BLOCK_BYTES,
         delete_source_shards=args.delete_source_shards,
+        calibration=args.calibration,
+        calibration_tokens=args.calibration_tokens,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ def convert_visibly(source: str, out: Path | None, options: Options, upload_to: 
             _tell(note)
 
     try:
-        report = convert(source, out, options, progress=bars.converted, fetching=bars.fetched, announce=announce)
+        report = convert(
+            source,
+            out,
+            options,
+            progress=bars.converted,
+            fetching=bars.fetched,
+            calibrating=bars.calibrated,
+            announce=announce,
+        )
     finally:
         bars.close()
     _summarise(report)
@@ -73,6 +82,7 @@ class ConversionBars:
         self._tenths: dict[str, int] = {}
         self._meter: Meter | None = None
         self._done = 0
+        self._calibrating: tuple[float, int] | None = None
 
     def converted(self, done: int, total: int) -> None:
         """Bytes written, of all; the first call tells what was there before."""
@@ -82,6 +92,15 @@ class ConversionBars:
         else:
             self._meter.advance(done - self._done)
         self._done = done
+
+    def calibrated(self, done: int, total: int) -> None:
+        """Layers done, of all. They take about the same time, but say nothing of bytes."""
+        if self._calibrating is None:
+            self._calibrating = time.monotonic(), done
+        began, first = self._calibrating
+        a_layer = (time.monotonic() - began) / max(1, done - first)
+        rest = f", {a_layer * (total - done) / 60:.0f} min left" if done > first else ""
+        _tell(f"Calibrating: layer {done} of {total}{rest}")
 
     def fetched(self, progress: Progress) -> None:
         if sys.stderr.isatty():

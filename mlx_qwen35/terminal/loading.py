@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35.hub import catalog
 from mlx_qwen35.hub.advice import real_checkpoint
 from mlx_qwen35.hub.names import DEMO
+from mlx_qwen35.options import CacheOptions
+from mlx_qwen35.terminal.safe_text import safe
 
 if TYPE_CHECKING:
     from mlx_qwen35.runtime import Runtime
@@ -21,7 +23,9 @@ def chosen_model(name: str | None) -> str:
     return name or catalog.last_used() or DEMO
 
 
-def load_runtime(name: str, *, context: int | None = None, force: bool = False, offline: bool = False) -> Runtime:
+def load_runtime(
+    name: str, caches: CacheOptions, *, context: int | None = None, force: bool = False, offline: bool = False
+) -> Runtime:
     """Load a model, with a bar on stderr where that is a terminal, and remember it as the last used."""
     from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime
 
@@ -33,6 +37,8 @@ def load_runtime(name: str, *, context: int | None = None, force: bool = False, 
             force=force,
             offline=offline,
             progress=bar,
+            caches=caches,
+            warn=warn,
         )
     except KeyboardInterrupt:
         bar.stop_loading()
@@ -41,6 +47,11 @@ def load_runtime(name: str, *, context: int | None = None, force: bool = False, 
         bar.close()
     catalog.remember_last(name)
     return runtime
+
+
+def warn(line: str) -> None:
+    """Tell the person without disturbing the answer on stdout."""
+    print(safe(f"mlx-qwen35: {line}"), file=sys.stderr, flush=True)
 
 
 class LoadingBar:
