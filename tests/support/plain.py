@@ -1,10 +1,10 @@
 """What plain decoding would have drawn: one pass over prompt and answer, alone, in one window, no engine, no store.
 
 Plain decode and this pass round differently, as do batches of other sizes: a matrix product takes other kernels. So
-an answer is right if each of its tokens is the one that plain decode draws, or stands at a near-tie: its score is
-within NEAR_TIE of the best. After a near-tie the texts differ and go on to be judged by their own ids. That is the
-promise "identical, or first different where plain decode's top two logits are within 1e-3", and strict, since what
-follows is judged too.
+an answer is right if each of its tokens is the one that plain decode draws, or stands at a near-tie: its logit is
+within NEAR_TIE of the best, or, where a number is drawn, its share of the probability within a hundredth of that.
+That is the promise "identical, or first different where plain decode's top two logits are within 1e-3", and strict,
+since what comes after such a place is judged too, by what then stands before it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def shortfall(model: Model, request: Request, answer: Sequence[int]) -> float:
     worst = 0.0
     for i, token in enumerate(answer):
         sampler(logits[i : i + 1], prompt, mx.array(list(answer[:i]), mx.uint32))
-        worst = max(worst, (sampler.scores.max() - sampler.scores[0, token]).item())  # pyright: ignore
+        worst = max(worst, sampler.behind[token].item())  # pyright: ignore
     return worst
 
 
@@ -49,19 +49,21 @@ def assert_plain(model: Model, request: Request, answer: Sequence[int]) -> None:
 
 
 class _Replayed(Sampler):
-    """Keeps the scores of which the largest was drawn."""
+    """Keeps how far each token was from being drawn."""
 
-    scores: mx.array
+    behind: mx.array  # [V]
 
     def _draw(self, logits: mx.array) -> mx.array:
         if self.sampling.temperature == 0:
-            self.scores = logits
+            self.behind = (logits.max() - logits)[0]
         return super()._draw(logits)
 
     def _categorical(self, logprobs: mx.array) -> mx.array:
-        key = mx.random.split(self._key)[1]
-        # MLX draws the largest of these, so noise is part of the score.
-        self.scores = logprobs + mx.random.gumbel(logprobs.shape, key=key)
+        # MLX draws the token in whose share of the summed probabilities a uniform number falls.
+        number = mx.random.uniform(shape=(1,), key=mx.random.split(self._key)[1])
+        above = mx.cumsum(mx.softmax(logprobs[0], axis=-1))
+        below = mx.concatenate([mx.zeros(1), above[:-1]])
+        self.behind = 100 * mx.maximum(0, mx.maximum(below - number, number - above))
         drawn = super()._categorical(logprobs)
-        assert drawn.item() == mx.argmax(self.scores).item()
+        assert mx.argmin(self.behind).item() == drawn.item(), "this is not how MLX draws"
         return drawn
