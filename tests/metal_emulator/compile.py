@@ -46,7 +46,8 @@ EMPTY_HEADERS = [
 ]
 DEFINES = ("-D__METAL__=1", "-D__METAL_VERSION__=310", "-D__HAVE_BFLOAT__=1")
 # No vectorising: it would make one wide load of several. Locals nobody set hold NaN; indices of arrays with a known
-# length and divisors are checked, and the runtime is what the checks call.
+# length and divisors are checked, and the runtime is what the checks call. A 32-bit index wraps, as on a GPU; undefined
+# behaviour would let it be widened.
 COMPILE = [
     "-x",
     "cl",
@@ -65,6 +66,7 @@ COMPILE = [
     "-fno-vectorize",
     "-fno-slp-vectorize",
     "-fno-strict-aliasing",
+    "-fwrapv",
     "-ftrivial-auto-var-init=pattern",
     "-fsanitize=array-bounds,integer-divide-by-zero",
     "-fno-builtin-memset",

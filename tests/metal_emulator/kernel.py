@@ -172,7 +172,9 @@ def _mapped(library: Path) -> tuple[int, int]:
 
 
 def _source_lines(source: str, name: str) -> list[str]:
-    """The part of the source that a `#line 1 "name"` begins."""
+    """The part of the source that a `#line 1 "name"` begins, or all of it."""
+    if name == "kernel.metal":  # as compile.py calls it
+        return source.split("\n")
     marked = re.split(r'(?m)^#line 1 "([^"]*)"\n', source)
     parts = dict(zip(marked[1::2], marked[2::2]))
     return parts[name].split("\n") if name in parts else []

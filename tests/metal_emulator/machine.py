@@ -101,7 +101,7 @@ def launch(
     with _lock:
         code = runtime.mtl_run(ctypes.byref(asked), ctypes.byref(stats))
     if code == 1:
-        raise MemoryError("the emulator could not map the buffers of a launch (4 GiB each at most)")
+        raise MemoryError("the emulator could not map the buffers of a launch (8 GiB each at most)")
     if code == 2:
         raise KernelFault(f"threadgroup {tuple(threadgroup)} has more than 1024 threads, or more than 64 arguments")
     return stats

@@ -6,7 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.metal_emulator import SCHEDULES, Options
+from tests.metal_emulator import SCHEDULES, KernelFault, Options
+from tests.metal_emulator.compile import Unit
+from tests.metal_emulator.kernel import Kernel, Out
 from tests.metal_emulator.options import Schedule
 from tests.metal_emulator.support import PLACE, error, run
 
@@ -88,6 +90,25 @@ def test_simdgroup_matrix_loads_multiplies_and_stores() -> None:
     wanted = a @ b.T + 1
     wanted[:, ::2] *= 2  # a lane's first element is in an even column
     assert error(out, wanted) < 1e-6  # float32 sums of 8 products
+
+
+@pytest.mark.slow
+def test_offsets_past_32_bits() -> None:
+    text = """
+    [[kernel]] void read(const device uchar* a [[buffer(0)]], device uchar* o [[buffer(1)]],
+                         uint i [[thread_index_in_simdgroup]]) {
+      INDEX at = INDEX(1 << 30) * INDEX(i) + 7;
+      o[i] = a[at];
+    }
+    """
+    stack = np.zeros(5 << 30, np.uint8)
+    stack[7 :: 1 << 30] = [1, 2, 3, 4, 5]
+    buffers = {0: stack, 1: Out((5,), np.uint8)}
+    wide = Kernel(Unit(text.replace("INDEX", "size_t"), "read"))
+    assert wide.run(buffers, (5, 1, 1), (5, 1, 1)).outputs[1].tolist() == [1, 2, 3, 4, 5]
+    narrow = Kernel(Unit(text.replace("INDEX", "int"), "read"))
+    with pytest.raises(KernelFault, match="out-of-bounds load: 1 bytes at byte -2147483641"):
+        narrow.run(buffers, (5, 1, 1), (5, 1, 1))
 
 
 def test_threadgroups_see_nothing_of_each_other() -> None:
