@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_qwen35.convert import emit, verify
+from mlx_qwen35.convert.calibrating import Calibrating, finish, statistics_for
 from mlx_qwen35.convert.drafts import DraftAgreement, draft_agreement
 from mlx_qwen35.convert.journal import PART, Journal, is_interrupted
 from mlx_qwen35.convert.options import Options
 from mlx_qwen35.convert.plan import ConversionPlan, plan_conversion
 from mlx_qwen35.convert.rounding import CALIBRATED
 from mlx_qwen35.convert.source import open_source
-from mlx_qwen35.convert.stream import Progress, Statistics, disk_full, sync_folder, write_files
+from mlx_qwen35.convert.stream import Progress, disk_full, sync_folder, write_files
 from mlx_qwen35.convert.verify import TensorError
-from mlx_qwen35.errors import CheckpointError, UserError
+from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.hub.progress import ProgressCallback, gigabytes
 
 SPARE_DISK_BYTES = 64 << 20
@@ -59,12 +60,14 @@ def convert(
     *,
     progress: Progress | None = None,
     fetching: ProgressCallback | None = None,
+    calibrating: Calibrating | None = None,
     announce: Callable[[ConversionPlan, Path], None] | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint to an MLX format, as stock mlx-lm reads it.
 
     source: a local folder, a hub id or a short name   out: by default ./<name>-<bits>bit
     progress: called with bytes written and bytes in all   fetching: called while shards of a hub source arrive
+    calibrating: called with layers done and layers in all, for the qualities that want it
     announce: called once, before anything is written
     Raises UserError, one line, for anything that cannot be converted or written.
     """
@@ -78,11 +81,11 @@ def convert(
             announce(plan, out)
         _prepare_arrivals(plan, fetching)
         check = verify.check_job if options.delete_source_shards else None
-        write_files(plan, out, journal, progress, _statistics(plan), check)
+        write_files(plan, out, journal, progress, statistics_for(plan, out, calibrating), check)
         errors = verify.check_tensors(plan, out, journal.done)
         emit.write_index(plan, out)
         copied = emit.copy_files(plan.source.folder, out)
-        emit.write_plan(plan, errors, fate, out)
+        emit.write_plan(plan, errors, fate, finish(out), out)
         _complete(plan, out, journal)
     except OSError as error:
         raise disk_full(out, error) from None
@@ -157,12 +160,6 @@ def _prepare_arrivals(plan: ConversionPlan, fetching: ProgressCallback | None) -
             source.arrival.progress = fetching or source.arrival.progress
             source.arrival.delete_used = plan.options.delete_source_shards
             source.arrival.fetch_small_files()
-
-
-def _statistics(plan: ConversionPlan) -> Statistics | None:
-    if plan.options.quality not in CALIBRATED:
-        return None
-    raise UserError(f"quality {plan.options.quality!r} is not in this release; take 'fast'.")
 
 
 def _complete(plan: ConversionPlan, out: Path, journal: Journal) -> None:

@@ -80,7 +80,9 @@ def quantization_of(plan: ConversionPlan) -> dict[str, Any]:
     return found
 
 
-def write_plan(plan: ConversionPlan, errors: list[TensorError], fate: dict[str, int], out: Path) -> None:
+def write_plan(
+    plan: ConversionPlan, errors: list[TensorError], fate: dict[str, int], calibration: Any, out: Path
+) -> None:
     """The plan as it was carried out, with what each packed tensor lost: reproducible, and to be compared."""
     by_name = {error.name: round(error.relative, 6) for error in errors}
     tensors = {
@@ -100,6 +102,8 @@ def write_plan(plan: ConversionPlan, errors: list[TensorError], fate: dict[str, 
         "outliers": [error.name for error in outliers(errors)],
         "tensors": tensors,
     }
+    if calibration is not None:
+        content["calibration"] = calibration
     write_json(out / PLAN_FILE, content)
 
 

@@ -130,7 +130,8 @@ def _digest(plan: ConversionPlan) -> str:
     for source in (plan.source, plan.mtp):
         if source is not None:
             digest.update(source.identity.encode() + b"\0")
-    digest.update(plan.options.quality.encode())
+    options = plan.options
+    digest.update(f"{options.quality} {options.calibration} {options.calibration_tokens} {options.seed}\n".encode())
     for job in plan.jobs:
         digest.update(f"{job.target} {job.parameter.add} {job.packing}\n".encode())
     for file in plan.files:

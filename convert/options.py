@@ -26,6 +26,7 @@ class Options:
     quality: how weights are rounded   recipe: 'uniform', 'balanced' or a JSON file; by default uniform for
     quality 'stock', so that it is bit for bit what mlx_lm.convert writes, and balanced for the others
     mtp_source: a folder or hub name to take the MTP layer from   block_bytes: of working memory at once
+    calibration: texts for the qualities good and best, instead of our own   seed: shuffles them
     """
 
     bits: int | None = None
@@ -42,6 +43,9 @@ class Options:
     block_bytes: int = BLOCK_BYTES
     delete_source_shards: bool = False
     check_drafts: bool = True
+    calibration: str | Path | None = None
+    calibration_tokens: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (("mode", MODES), ("quality", QUALITIES), ("mtp", MTP_PLACES), ("vision", VISION)):
@@ -57,6 +61,8 @@ class Options:
             raise ConfigError("--token-size limits what --size or --fit pick; give one of them too.")
         if self.block_bytes < LEAST_BLOCK_BYTES:
             raise ConfigError(f"--block is {self.block_bytes:,} bytes; at least 1 MB is needed.")
+        if (self.calibration or self.calibration_tokens) and self.quality not in CALIBRATED:
+            raise ConfigError(f"quality {self.quality!r} needs no calibration; take {listed(CALIBRATED)} with it.")
         if self.mtp == "drop" and self.mtp_source:
             raise ConfigError("--mtp drop leaves the MTP layer out; then --mtp-source has nothing to give.")
         if self.delete_source_shards and self.quality in CALIBRATED:

@@ -74,13 +74,13 @@ def parameters_of(source: Source, mtp: Source | None, options: Options) -> tuple
 
     Raises CheckpointError where the two do not belong together, or no MTP layer is where one was promised.
     """
-    trunk = [p for p in _network(source) if not p.place.mtp]
+    trunk = [p for p in network(source) if not p.place.mtp]
     dropped = list(_unused(source))
-    own = [p for p in _network(source) if p.place.mtp]
+    own = [p for p in network(source) if p.place.mtp]
     layer = own
     if mtp is not None:
-        _check_same_network(source, mtp)
-        layer = [p for p in _network(mtp) if p.place.mtp]
+        _check_samenetwork(source, mtp)
+        layer = [p for p in network(mtp) if p.place.mtp]
         if not layer:
             raise CheckpointError(f"{mtp.folder} has no MTP layer to give. Name the original checkpoint.")
         dropped += _left_out(own, "MTP layer: another checkpoint's takes its place")
@@ -101,7 +101,8 @@ def activation_dtype(config: dict[str, Any]) -> str:
     return _DTYPES.get(stated, "BF16") if isinstance(stated, str) else "BF16"
 
 
-def _network(source: Source) -> Iterator[Parameter]:
+def network(source: Source) -> Iterator[Parameter]:
+    """The trunk and the MTP layer of a source."""
     survey = source.survey
     packable = {path for path, module in survey.model.named_modules() if hasattr(module, "to_quantized")}
     dtype = activation_dtype(source.config)
@@ -177,7 +178,7 @@ def _order(parameter: Parameter) -> tuple[int, int, str]:
     return (0 if before else 2 if place.layer is None else 1, place.layer or 0, parameter.target)
 
 
-def _check_same_network(source: Source, mtp: Source) -> None:
+def _check_samenetwork(source: Source, mtp: Source) -> None:
     def shape(config: ModelConfig) -> ModelConfig:
         alike = {"mtp_layers": 0, "quantization": None, "later_release": False, "notes": (), "tie_embeddings": False}
         return replace(config, **alike)

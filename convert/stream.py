@@ -28,7 +28,7 @@ Check = Callable[[Job, int, Path], Any]  # a job, where its file's data begin, t
 Statistics = Callable[[str, int], Any]  # a parameter's name, the expert -> what calibration knows of its inputs
 GROUP_BYTES = 32 << 20  # written between two syncs: what a crash can cost, unless one tensor is larger
 BYTES_A_WEIGHT = 32  # of working memory while a block is rounded
-_MLX = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
+MLX_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "U8": mx.uint8}
 _BITS_OF = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}  # numpy has no bfloat16
 
 
@@ -113,7 +113,7 @@ def converted(parameter: Parameter, stored: mx.array) -> mx.array:
         stored = stored.reshape(-1, *parameter.patches).moveaxis(1, -1).reshape(stored.shape)
     if parameter.add:
         stored = stored + parameter.add
-    return stored.astype(_MLX[parameter.dtype])
+    return stored.astype(MLX_DTYPES[parameter.dtype])
 
 
 class _FileWriter:

@@ -84,8 +84,8 @@ def check_tensors(plan: ConversionPlan, out: Path, measured: Mapping[str, Any] |
     with Reader() as reader:
         for job in plan.jobs:
             known = measured.get(job.target) if measured else None
-            if known and not all(file.exists() for file in files_of(job)):
-                errors.append(TensorError(**known))
+            if known is not None and not all(file.exists() for file in files_of(job)):
+                errors += [TensorError(**known)] if known else []
                 continue
             error, faults = _check_job(job, [found[t.name] for t in job.tensors], reader)
             errors += [error] if error else []
@@ -94,15 +94,15 @@ def check_tensors(plan: ConversionPlan, out: Path, measured: Mapping[str, Any] |
     return sorted(errors, key=lambda e: -e.relative)
 
 
-def check_job(job: Job, data: int, file: Path) -> dict[str, Any] | None:
-    """The same for one job in a file that is not complete, its tensors' bytes beginning at `data`."""
+def check_job(job: Job, data: int, file: Path) -> dict[str, Any]:
+    """The same for one job in a file that is not complete, its tensors' bytes beginning at `data`; empty if kept."""
     entries = [
         TensorEntry(t.name, t.dtype, t.shape, file, data + t.begin, data + t.begin + t.nbytes) for t in job.tensors
     ]
     with Reader() as reader:
         error, faults = _check_job(job, entries, reader)
     _raise(file.parent, faults)
-    return vars(error) if error else None
+    return vars(error) if error else {}
 
 
 def check_loads(out: Path) -> None:

@@ -21,6 +21,7 @@ from mlx_qwen35.errors import CheckpointError, UserError
 from mlx_qwen35.hub.headers import read_checkpoint
 from mlx_qwen35.models.weights import load_model
 from tests.convert.support import as_stock, write_source
+from tests.reference import write_checkpoint
 
 # Small files, groups and blocks, so that a tiny checkpoint takes several of each; then says when so much is written.
 RUN = """
@@ -31,7 +32,8 @@ from mlx_qwen35.errors import UserError
 
 layout.SHARD_BYTES, stream.GROUP_BYTES, stream.BYTES_A_WEIGHT = 200_000, 20_000, 256
 source, out, pause_at = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-options = Options(4, 32, quality=sys.argv[4], check_drafts=False, block_bytes=1 << 20)
+texts = {"calibration": sys.argv[5]} if len(sys.argv) > 5 else {}
+options = Options(4, 32, quality=sys.argv[4], check_drafts=False, block_bytes=1 << 20, **texts)
 
 def progress(done, total):
     if done >= pause_at * total:
@@ -153,6 +155,28 @@ def test_killed_at_four_random_moments(source: Path, uninterrupted, tmp_path: Pa
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(source: Path, uninterrupted, tmp_path: Path) -> None:
     kill_at_random_moments(source, tmp_path, uninterrupted["fast"], 20, seed=2)
+
+
+@pytest.mark.parametrize("moment", ["calibrating", "writing"])
+def test_a_calibrated_conversion_is_taken_up_too(tmp_path: Path, moment: str) -> None:
+    source, texts = write_checkpoint("moe", tmp_path / "moe"), tmp_path / "texts.txt"
+    texts.write_text("\n\n".join("".join(chr(97 + i * j % 26) for j in range(80)) for i in range(1, 60)))
+    expected = convert(source, tmp_path / "expected", calibrated(texts)).out
+    before = f"import sys; sys.argv.append({str(texts)!r})\n"
+    process = start(source, tmp_path / "out", 0.5 if moment == "writing" else NEVER, "best", before)
+    if moment == "writing":
+        assert said(process) == "now"
+    else:
+        while not list((tmp_path / "out").glob("calibration-in-progress/state-2*")):
+            time.sleep(0.01)
+    end(process)
+    assert (tmp_path / "out" / "calibration-in-progress").exists()
+    convert(source, tmp_path / "out", calibrated(texts))
+    assert hashes(tmp_path / "out") == hashes(expected)
+
+
+def calibrated(texts: Path) -> Options:
+    return Options(4, 32, quality="best", check_drafts=False, block_bytes=1 << 20, calibration=str(texts))
 
 
 class TestTheJournal:
