@@ -1,4 +1,8 @@
-"""Metal text as files beside the code that calls it. Knows nothing of what is in them."""
+"""Metal text as files beside the code that calls it. Knows nothing of what is in them.
+
+NAME.metal holds functions. The kernel's body, a few lines in NAME.py, declares threadgroup memory (Metal allows it
+nowhere else), and names thread attributes, shapes and strides (MLX binds those it finds in the body).
+"""
 
 from __future__ import annotations
 
