@@ -127,7 +127,7 @@ class Runtime:
         caches: what is remembered between requests   warn: takes a line for people, from any thread
         Raises UserError: one line that says what is wrong and what to do.
         """
-        folder, plan = fetch_if_it_fits(name, context, force, offline)
+        folder, plan = fetch_if_it_fits(name, context, force, offline, caches.kv_bits)
         _check_vocabulary(folder)
         thread = MLXThread()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -76,7 +77,7 @@ def _open_disk(name: str, layouts: Layouts, options: CacheOptions, warn: Callabl
         store = DiskStore(
             options.disk,
             name,
-            byte_budget=options.disk_bytes,
+            byte_budget=_disk_budget(options.disk, options.disk_bytes),
             daily_write_budget=options.disk_bytes_a_day,
             warn=warn,
         )
@@ -84,6 +85,13 @@ def _open_disk(name: str, layouts: Layouts, options: CacheOptions, warn: Callabl
         warn(f"Prefixes are kept in memory only: {error}")
         return None
     return DiskTree(store, layouts)
+
+
+def _disk_budget(folder: Path, wanted: int) -> int:
+    """Bytes on disk: what was asked for, or half of what is free there if that is less."""
+    existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
+    held = sum(f.stat().st_size for f in folder.glob("*/*") if f.is_file()) if folder.is_dir() else 0
+    return min(wanted, held + shutil.disk_usage(existing).free // 2)
 
 
 def _bound_mlx(cache_bytes: int) -> None:

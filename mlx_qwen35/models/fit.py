@@ -18,33 +18,41 @@ from mlx_qwen35.hub.names import resolve
 from mlx_qwen35.hub.remote import remote_headers
 from mlx_qwen35.models import off_metal
 from mlx_qwen35.models.config import read_config
+from mlx_qwen35.options import PLAIN
 
 
-def fetch_if_it_fits(name: str, context: int, force: bool = False, offline: bool = False) -> tuple[Path, MemoryPlan]:
+def fetch_if_it_fits(
+    name: str, context: int, force: bool = False, offline: bool = False, kv_bits: int = PLAIN
+) -> tuple[Path, MemoryPlan]:
     """The folder of a checkpoint given by folder, hub id or short name; downloaded if need be, and if it fits.
 
-    context: tokens the plan counts   Raises MemoryPlanError with a table and a suggestion, unless `force`.
+    context: tokens the plan counts   kv_bits: of its KV cache
+    Raises MemoryPlanError with a table and a suggestion, unless `force`.
     """
     located = resolve(name)
     hub = Hub.from_environment(offline)
     if located.path is None and not hub.offline and cached_snapshot(located.hub_id, hub=hub) is None:
         remote = remote_headers(located.hub_id, hub=hub)
-        check(plan_checkpoint(remote.config, remote.tensors, context, name), force)
+        check(plan_checkpoint(remote.config, remote.tensors, context, name, kv_bits), force)
     folder = ensure_local(name, offline=offline)
-    plan = plan_folder(folder, context, name)
+    plan = plan_folder(folder, context, name, kv_bits)
     check(plan, force)
     return folder, plan
 
 
-def plan_folder(folder: Path, context: int, title: str) -> MemoryPlan:
+def plan_folder(folder: Path, context: int, title: str, kv_bits: int = PLAIN) -> MemoryPlan:
     """The plan of a checkpoint on disk, from its headers."""
     read_config(folder)  # what is no Qwen3.5 config is refused by its own line first
     config = read_json(folder / "config.json")
-    return plan_checkpoint(config, read_checkpoint(folder).tensors, context, title)
+    return plan_checkpoint(config, read_checkpoint(folder).tensors, context, title, kv_bits)
 
 
 def plan_checkpoint(
-    config: Mapping[str, Any], tensors: Mapping[str, TensorEntry], context: int, title: str
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorEntry],
+    context: int,
+    title: str,
+    kv_bits: int = PLAIN,
 ) -> MemoryPlan:
     """Weights as this machine would hold them, one sequence of `context` tokens, and workspace."""
     on_metal = mx.metal.is_available()
@@ -52,7 +60,7 @@ def plan_checkpoint(
         config,
         weight_bytes=weights_as_loaded(tensors) if on_metal else off_metal.planned_bytes(tensors),
         context=context,
-        kv_bits=16 if on_metal else 32,
+        kv_bits=32 if kv_bits == PLAIN and not on_metal else kv_bits,
         activation_bytes=2 if on_metal else 4,
         machine=machine(),
         title=title,
