@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Generator, Iterator
 from dataclasses import dataclass, replace
 
@@ -48,14 +47,9 @@ class Running:
     async def aevents(self) -> AsyncGenerator[Event]:
         """The same on an event loop, without a thread. Cancelling the task that reads cancels within one step."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            # A loop that was closed has no readers; the engine, on whose thread this runs, goes on with others.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(arrived.set)
-
         try:
-            self.line.listen(wake)
+            # Once the loop is closed this raises, which cancels too.
+            self.line.listen(lambda: loop.call_soon_threadsafe(arrived.set))
             while not self._answer.stopped:
                 try:
                     item = self.line.poll()

@@ -191,6 +191,7 @@ def test_a_loop_that_dies_does_not_disturb_others(endless: Qwen) -> None:
     loop.run_until_complete(anext(stream))
     loop.close()
     assert gathered(other).reply().usage.completion_tokens == 400
+    assert rows_are_free(endless)
     del stream
 
 

@@ -82,7 +82,7 @@ class Line:
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[Item | Ended | BaseException] = queue.SimpleQueue()
         self._cancelled = threading.Event()
-        self._on_item: Callable[[], None] | None = None
+        self._on_item: Callable[[], object] | None = None
         self.reuse = Reuse()  # final with the first item
         self.ended: Ended | None = None
 
@@ -99,16 +99,24 @@ class Line:
         """Nobody reads on: the engine ends the answer before its next step."""
         self._cancelled.set()
 
-    def listen(self, on_item: Callable[[], None]) -> None:
-        """Call `on_item` on the engine's thread whenever there is something to read."""
+    def listen(self, on_item: Callable[[], object]) -> None:
+        """Call `on_item` on the engine's thread whenever there is something to read.
+
+        If it raises, that says that nobody reads any more (its event loop was closed), and cancels.
+        """
         self._on_item = on_item
         on_item()
 
     def put(self, item: Item | Ended | BaseException) -> None:
         """For the engine. An `Ended` or an error is the last item."""
         self._items.put(item)
-        if self._on_item is not None:
-            self._on_item()
+        on_item = self._on_item
+        if on_item is not None:
+            try:
+                on_item()
+            except Exception:  # one reader's trouble is not that of those who share the batch
+                self._on_item = None
+                self.cancel()
 
     def poll(self) -> Item | None:
         """The next item if there is one. StopIteration after the last."""
