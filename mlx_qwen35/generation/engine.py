@@ -30,6 +30,7 @@ from mlx_qwen35.options import GIB, KV_BITS
 T = TypeVar("T")
 MAX_ROWS = 16  # sequences in one step
 MAX_WAITING = 256  # requests in line; more are refused
+SAVE_EVERY = 32  # turns
 PAUSE_SECONDS = 0.002  # between looks at readers that are slow
 
 
@@ -74,6 +75,7 @@ class Engine:
         self._rows: list[Row] = []
         self._flying: Step | None = None
         self._read_at = 0.0
+        self._turns, self._saving = 0, False
         self._counters = Counters()
 
     def submit(self, request: Request) -> Line:
@@ -162,23 +164,28 @@ class Engine:
             self._flying = step
             if not self._limits.overlap:
                 self._collect()
+            self._save()
         except BaseException as error:  # a defect, or out of memory: the rows of this step end, the engine goes on
             self._fail_all(error)
         self._go_on()
 
+    def _save(self) -> None:
+        """New prefixes go to disk where nobody waits; now and then also where somebody always does."""
+        self._turns += 1
+        idle = not (self._rows or self._waiting or self._flying)
+        self._saving = (idle or self._turns % SAVE_EVERY == 0) and self._store.save_one()
+
     def _go_on(self) -> None:
-        if self._rows or self._waiting or self._flying:
-            if self._flying is None and self._paused():
+        if self._rows or self._waiting or self._flying or self._saving:
+            if self._flying is None and self._rows and self._paused():
                 time.sleep(PAUSE_SECONDS)
             self._thread.post(self._turn)
-        elif self._store.save_one():
+            return
+        mx.clear_cache()
+        with self._lock:
+            self._running = bool(self._arrivals)
+        if self._running:
             self._thread.post(self._turn)
-        else:
-            mx.clear_cache()
-            with self._lock:
-                self._running = bool(self._arrivals)
-            if self._running:
-                self._thread.post(self._turn)
 
     def _paused(self) -> bool:
         """Whether all readers are slow."""
@@ -383,7 +390,7 @@ class Engine:
         row.node = row.cache = None
 
     def _fail_all(self, error: BaseException) -> None:
-        self._flying = None
+        self._flying, self._saving = None, False
         for row in list(self._rows):
             self._let_go(row)
             row.fail(error)

@@ -92,6 +92,7 @@ class Cranked:
         assert not self.engine._waiting
         assert self.engine.stats().live_bytes == 0
         check_store(self.store)
+        assert self.store.nbytes <= self.engine._limits.prefix_bytes
         assert not any(node.pins for root in self.store._roots.values() for node in [root, *root.descendants()])
 
 
