@@ -20,7 +20,7 @@ class MLXThread:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._closing = threading.Event()
+        self._closing, self._at_rest = threading.Event(), threading.Event()
         self._ident = 0
         started = threading.Event()
         threading.Thread(target=self._run, args=[started], name="mlx", daemon=True).start()
@@ -66,18 +66,12 @@ class MLXThread:
                 result, error = results.get(timeout=0.2)
             except queue.Empty:
                 # Jobs that wait behind a closed thread's last one never run.
-                if self.closing and not self.busy:
+                if self._at_rest.is_set():
                     raise RequestError("The model was closed.") from None
                 continue
             if error is not None:
                 raise error
             return result
-
-    @property
-    def busy(self) -> bool:
-        return not self._at_rest
-
-    _at_rest = False
 
     def close(self) -> None:
         """Tell jobs to end; return when the thread is at rest. What waits in line is not run.
@@ -85,15 +79,9 @@ class MLXThread:
         The thread itself stays, since MLX's thread-local objects take the interpreter's lock when they are destroyed.
         """
         self._closing.set()
-        at_rest, for_ever = threading.Event(), threading.Lock()
+        for_ever = threading.Lock()
         for_ever.acquire()
-
-        def rest() -> None:
-            self._at_rest = True
-            at_rest.set()
-            for_ever.acquire()
-
-        self.post(rest)
-        if at_rest.wait(FAREWELL_SECONDS):
+        self.post(lambda: (self._at_rest.set(), for_ever.acquire()))
+        if self._at_rest.wait(FAREWELL_SECONDS):
             time.sleep(0.02)  # from the event to the lock is a step that nothing else can tell of
         atexit.unregister(self.close)
