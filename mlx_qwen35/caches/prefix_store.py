@@ -172,19 +172,24 @@ class PrefixStore:
             disk.touch(node)
 
     def _evict_down_to(self, nbytes: int, may_go: Callable[[Node], bool]) -> bool:
-        while self.nbytes > nbytes:
-            node = next((n for n in self._held.values() if may_go(n) and self._evictable(n)), None)
-            if node is None:
-                return False
-            self._evict(node)
-        return True
+        evicted = True
+        while self.nbytes > nbytes and evicted:
+            evicted = False
+            for node in list(self._held.values()):
+                if self.nbytes <= nbytes:
+                    break
+                if node.key in self._held and may_go(node) and self._evictable(node):
+                    self._evict(node)
+                    evicted = True
+        return self.nbytes <= nbytes
 
     def _evictable(self, node: Node) -> bool:
         """A node with others after it keeps its segment as long as they need it, and may lose its checkpoint."""
         return node.pins == 0 and (node.checkpoint is not None or not self._needed(node))
 
     def _needed(self, node: Node) -> bool:
-        return any(child.segment is not None or child.pins for child in node.descendants())
+        # What is in memory is there with all before it, so the next spans tell.
+        return any(child.segment is not None or child.pins for child in node.each_child())
 
     def _evict(self, node: Node) -> None:
         self.evictions += 1
@@ -192,8 +197,13 @@ class PrefixStore:
             self.nbytes -= node.nbytes
             node.checkpoint = None
             self.nbytes += node.nbytes
-        else:
+            return
+        while node.parent is not None:
             self._forget(node)
+            node = node.parent
+            # What led to it only, and is nothing to go on from, is of no use any more.
+            if node.segment is None or node.restorable or node.pins or node.holds or self._needed(node):
+                break
 
     def _forget(self, node: Node) -> None:
         self.nbytes -= node.nbytes

@@ -105,11 +105,14 @@ class Node:
             node = list(node.children.values())[-1][-1]
         return node
 
+    def each_child(self) -> Iterator[Node]:
+        return (child for siblings in self.children.values() for child in siblings)
+
     def descendants(self) -> Iterator[Node]:
         # No recursion: a long agent's run is a chain of thousands of nodes.
         waiting: list[Node] = [self]
         while waiting:
-            children = [child for siblings in waiting.pop().children.values() for child in siblings]
+            children = list(waiting.pop().each_child())
             yield from children
             waiting.extend(children)
 
