@@ -69,6 +69,16 @@ def test_importing_takes_nothing_with_it() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:
+    _, _, after = (Path(__file__).parents[1] / "README.md").read_text().partition("```python\n")
+    done = subprocess.run(
+        [sys.executable, "-c", after.partition("```")[0]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Finished" in done.stdout
+    assert (tmp_path / "talk.session").is_file()
+
+
 def test_every_exported_name_is_there() -> None:
     for name in mlx_qwen35.__all__:
         assert getattr(mlx_qwen35, name) is not None
