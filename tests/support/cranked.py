@@ -16,8 +16,9 @@ from mlx_qwen35.caches.blobs import Layouts
 from mlx_qwen35.caches.disk_tree import DiskTree
 from mlx_qwen35.caches.prefix_store import PrefixStore
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes, one_token
-from mlx_qwen35.generation.engine import Engine, Limits
+from mlx_qwen35.generation.engine import Engine
 from mlx_qwen35.generation.mlx_thread import MLXThread
+from mlx_qwen35.generation.places import Limits
 from mlx_qwen35.generation.request import Line, Request
 from mlx_qwen35.generation.start import make_caches
 from mlx_qwen35.models.model import Model
@@ -55,6 +56,7 @@ class Cranked:
     engine: Engine
     crank: Crank
     store: PrefixStore
+    limits: Limits
     lines: list[tuple[Request, Line]] = field(default_factory=list)
 
     def submit(self, request: Request) -> Line:
@@ -88,11 +90,11 @@ class Cranked:
 
     def assert_at_rest(self) -> None:
         """All requests have ended: nothing is pinned, nobody has a place, and the store's sum is right."""
-        assert not self.engine._rows
-        assert not self.engine._waiting
+        assert not self.engine._places.rows
+        assert not self.engine._places.waiting
         assert self.engine.stats().live_bytes == 0
         check_store(self.store)
-        assert self.store.nbytes <= self.engine._limits.prefix_bytes
+        assert self.store.nbytes <= self.limits.prefix_bytes
         assert not any(node.pins for root in self.store._roots.values() for node in [root, *root.descendants()])
 
 
@@ -127,7 +129,7 @@ def cranked(
         sizes = CacheSizes.of(example)
         return CacheFormat(make, sizes if stride is None else Sizes(sizes.token, sizes.state, stride), root, layouts)
 
-    return Cranked(Engine(model, cast(MLXThread, crank), make_format, store, bounds), crank, store)
+    return Cranked(Engine(model, cast(MLXThread, crank), make_format, store, bounds), crank, store, bounds)
 
 
 @dataclass(frozen=True)
