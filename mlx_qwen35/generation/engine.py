@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import mlx.core as mx
@@ -19,31 +19,18 @@ from mlx_qwen35.errors import CheckpointError, RequestError
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.pacing import Pacer
-from mlx_qwen35.generation.request import Line, Request, Reuse
+from mlx_qwen35.generation.places import Limits, Places
+from mlx_qwen35.generation.request import Line, Request
 from mlx_qwen35.generation.row import Row
-from mlx_qwen35.generation.sampling import Sampler, draw_together
+from mlx_qwen35.generation.sampling import draw_together
 from mlx_qwen35.generation.stats import Counters, Stats
 from mlx_qwen35.hub.memory import prefill_window
 from mlx_qwen35.models.model import Model
-from mlx_qwen35.options import GIB, KV_BITS
+from mlx_qwen35.options import KV_BITS
 
 T = TypeVar("T")
-MAX_ROWS = 16  # sequences in one step
-MAX_WAITING = 256  # requests in line; more are refused
 SAVE_EVERY = 32  # turns
 PAUSE_SECONDS = 0.002  # between looks at readers that are slow
-
-
-@dataclass(frozen=True)
-class Limits:
-    """cache_bytes: for live sequences and remembered prefixes together   prefix_bytes: of these, for prefixes"""
-
-    cache_bytes: int = 4 * GIB
-    prefix_bytes: int = 2 * GIB
-    max_rows: int = MAX_ROWS
-    max_waiting: int = MAX_WAITING
-    # MLX's CPU backend copies a KV buffer that a step in flight still reads, which costs more than Python does.
-    overlap: bool = field(default_factory=mx.metal.is_available)
 
 
 @dataclass
@@ -66,17 +53,15 @@ class Engine:
     ) -> None:
         """formats: kv_bits -> how such caches are made; called on the MLX thread, and for each number once"""
         self._model, self._thread, self._store, self._limits = model, thread, store, limits
-        self._make_format, self._formats = formats, {}
+        self._counters = Counters()
+        self._places = Places(formats, store, limits, self._counters)
         self._pacer = Pacer(self._largest_window(1))
         self._arrivals: deque[Row] = deque()
         self._lock = threading.Lock()
         self._running = False
-        self._waiting: list[Row] = []
-        self._rows: list[Row] = []
         self._flying: Step | None = None
         self._read_at = 0.0
         self._turns, self._saving = 0, False
-        self._counters = Counters()
 
     def submit(self, request: Request) -> Line:
         """Take a request in; its answer comes over the line.
@@ -86,7 +71,7 @@ class Engine:
         self._check(request)
         line = Line()
         with self._lock:
-            if len(self._arrivals) + len(self._waiting) >= self._limits.max_waiting:
+            if len(self._arrivals) + len(self._places.waiting) >= self._limits.max_waiting:
                 raise RequestError(
                     f"{self._limits.max_waiting} requests are waiting already, which is the limit. Try again later."
                 )
@@ -123,7 +108,7 @@ class Engine:
 
     def with_prefixes(self, kv_bits: int, work: Callable[[PrefixStore, CacheFormat], T]) -> T:
         """Run `work` on what is remembered, between two steps."""
-        return self._thread.call(lambda: work(self._store, self._format_of(kv_bits)))
+        return self._thread.call(lambda: work(self._store, self._places.format_of(kv_bits)))
 
     def post(self, job: Callable[[], object]) -> None:
         """Run `job`, which must not raise, between two steps; returns at once."""
@@ -132,18 +117,18 @@ class Engine:
     @property
     def spare_bytes(self) -> int:
         """What live sequences leave of the budget."""
-        return max(0, self._limits.cache_bytes - self._live_bytes())
+        return max(0, self._limits.cache_bytes - self._places.live_bytes)
 
     def sizes(self, kv_bits: int) -> CacheSizes:
         """What caches of this format take."""
-        return self._thread.call(lambda: self._format_of(kv_bits).sizes)
+        return self._thread.call(lambda: self._places.format_of(kv_bits).sizes)
 
     def stats(self) -> Stats:
         """How the engine is doing. From any thread; numbers may be a step old."""
         return self._counters.stats(
-            rows=len(self._rows),
-            waiting=len(self._waiting) + len(self._arrivals),
-            live_bytes=self._live_bytes(),
+            rows=len(self._places.rows),
+            waiting=len(self._places.waiting) + len(self._arrivals),
+            live_bytes=self._places.live_bytes,
             prefix_bytes=self._store.nbytes,
             evictions=self._store.evictions,
         )
@@ -158,7 +143,8 @@ class Engine:
         try:
             self._welcome()
             self._dismiss_cancelled()
-            self._admit()
+            self._places.relieve(self._collect)
+            self._places.admit()
             step = self._next_step()
             self._collect()
             self._flying = step
@@ -172,15 +158,16 @@ class Engine:
     def _save(self) -> None:
         """New prefixes go to disk where nobody waits; now and then also where somebody always does."""
         self._turns += 1
-        idle = not (self._rows or self._waiting or self._flying)
+        idle = not (self._places.rows or self._places.waiting or self._flying)
         self._saving = (idle or self._turns % SAVE_EVERY == 0) and self._store.save_one()
 
     def _go_on(self) -> None:
-        if self._rows or self._waiting or self._flying or self._saving:
-            if self._flying is None and self._rows and self._paused():
+        if self._places.rows or self._places.waiting or self._flying or self._saving:
+            if self._flying is None and self._places.rows and self._paused():
                 time.sleep(PAUSE_SECONDS)
             self._thread.post(self._turn)
             return
+        self._places.relieve(self._collect)  # what the last row held may go now
         mx.clear_cache()
         with self._lock:
             self._running = bool(self._arrivals)
@@ -189,94 +176,20 @@ class Engine:
 
     def _paused(self) -> bool:
         """Whether all readers are slow."""
-        return not any(row.prefilling or row.decoding for row in self._rows)
+        return not any(row.prefilling or row.decoding for row in self._places.rows)
 
     def _welcome(self) -> None:
         with self._lock:
             while self._arrivals:
-                self._waiting.append(self._arrivals.popleft())
+                self._places.waiting.append(self._arrivals.popleft())
 
     def _dismiss_cancelled(self) -> None:
-        for row in [row for row in self._waiting if row.line.cancelled]:
-            self._waiting.remove(row)
+        for row in [row for row in self._places.waiting if row.line.cancelled]:
+            self._places.waiting.remove(row)
             row.end("cancelled")
-        for row in [row for row in self._rows if row.line.cancelled]:
-            self._retire(row)
+        for row in [row for row in self._places.rows if row.line.cancelled]:
+            self._places.retire(row)
             row.end("cancelled")
-
-    def _admit(self) -> None:
-        """Let requests in, in the order they came, as far as memory goes. Who prefills first is the pacer's choice."""
-        self._relieve()
-        while self._waiting and len(self._rows) < self._limits.max_rows:
-            row = self._waiting[0]
-            try:
-                needed = self._format(row).sizes.sequence(len(row.ids))
-                room = self._limits.cache_bytes - self._live_bytes() - needed
-                if room < 0 and self._rows:
-                    return  # those behind wait too, or a long prompt would never get its turn
-                if room < 0:
-                    raise self._too_long(row, needed)
-                self._waiting.pop(0)
-                self._enter(row, room)
-                self._rows.append(row)
-            except Exception as error:
-                if row in self._waiting:
-                    self._waiting.remove(row)
-                row.fail(error)
-
-    def _format(self, row: Row) -> CacheFormat:
-        return self._format_of(row.request.kv_bits)
-
-    def _format_of(self, bits: int) -> CacheFormat:
-        if bits not in self._formats:
-            self._formats[bits] = self._make_format(bits)
-        return self._formats[bits]
-
-    def _enter(self, row: Row, room: int) -> None:
-        request = row.request
-        sampler = row.sampler or Sampler(request.sampling, request.known_tokens, request.seed, request.logit_bias)
-        self._store.byte_budget = min(self._limits.prefix_bytes, room)
-        form = self._format(row)
-        found = self._store.match(form.root, row.ids)
-        cache = form.make()
-        node = self._store.restore(found, cache)
-        self._store.shrink(self._store.byte_budget)
-        self._store.squeeze(room)
-        nearest = found.nearest.all_ids() if found.common and not row.answered else ()
-        reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node)
-        row.enter(cache, sampler, node, reuse, form.sizes.stride)
-        self._counters.entered(row.prompt_tokens, node.end, row.started - row.arrived)
-
-    def _relieve(self) -> None:
-        """Live sequences have grown: remembered prefixes make room, then the youngest sequence waits."""
-        live = self._live_bytes()
-        room = max(0, self._limits.cache_bytes - live)
-        self._store.byte_budget = min(self._limits.prefix_bytes, room)
-        self._store.shrink(self._store.byte_budget)
-        self._store.squeeze(room)
-        if live <= self._limits.cache_bytes:
-            return
-        self._collect()
-        if (live := self._live_bytes()) <= self._limits.cache_bytes:
-            return  # the step in flight was somebody's last
-        if len(self._rows) > 1:
-            youngest = max(self._rows, key=lambda row: row.arrived)
-            self._let_go(youngest)
-            youngest.leave()
-            self._waiting.insert(0, youngest)
-        elif self._rows:
-            row = self._rows[0]
-            self._retire(row)
-            row.fail(self._too_long(row, live))
-
-    def _too_long(self, row: Row, needed: int) -> RequestError:
-        return RequestError(
-            f"A text of {len(row.ids):,} tokens needs {needed / GIB:.1f} GiB of cache; the budget is "
-            f"{self._limits.cache_bytes / GIB:.1f} GiB. Shorten it, quantize the KV cache, or take a smaller model."
-        )
-
-    def _live_bytes(self) -> int:
-        return sum(self._format(row).sizes.sequence(max(row.fed, len(row.ids))) for row in list(self._rows))
 
     def _largest_window(self, tokens: int) -> int:
         """Of a prompt of `tokens` tokens, for the memory of a step."""
@@ -286,8 +199,8 @@ class Engine:
 
     def _next_step(self) -> Step | None:
         now = time.perf_counter()
-        decoding = [row for row in self._rows if not row.prefilling and row.decoding]
-        prefilling = [row for row in self._rows if row.prefilling]
+        decoding = [row for row in self._places.rows if not row.prefilling and row.decoding]
+        prefilling = [row for row in self._places.rows if row.prefilling]
         shares = self._pacer.share(prefilling, bool(decoding), now)
         prefills = [(row, min(tokens, self._largest_window(row.target))) for row, tokens in shares]
         if not decoding and not prefills:
@@ -311,7 +224,7 @@ class Engine:
         for row, _ in prefills:
             step.prefilled.append((row, row.fed))
             if row.at_checkpoint:
-                self._remember(row)
+                self._places.remember(row)
         return step
 
     def _draw(self, rows: Sequence[Row], logits: mx.array) -> mx.array:
@@ -353,7 +266,7 @@ class Engine:
 
     def _hand_out(self, row: Row, token: int, finite: bool) -> None:
         if not finite:
-            self._let_go(row)
+            self._places.let_go(row)
             row.fail(
                 CheckpointError(
                     f"The network's output is not finite after {len(row.ids)} tokens; the checkpoint is damaged or its "
@@ -361,47 +274,27 @@ class Engine:
                 )
             )
         elif reason := row.reads(token):
-            self._retire(row)
+            self._places.retire(row)
             row.end(reason)
         elif len(row.ids) >= self._model.config.max_context:
-            self._retire(row)
+            self._places.retire(row)
             row.end("length")
 
     # Leaving
 
-    def _remember(self, row: Row) -> None:
-        assert row.cache is not None
-        assert row.node is not None
-        row.node = self._store.add(row.node, row.ids[row.node.end : row.fed], row.cache)
-
-    def _retire(self, row: Row) -> None:
-        """Out of the batch; what was computed stays behind in the prefix store."""
-        # A step in flight has fed the token that is known by now: the caches hold exactly these ids.
-        assert row.fed <= len(row.ids)
-        self._remember(row)
-        if row.request.hold is not None:
-            row.request.hold.move(row.landmarks)
-        self._let_go(row)
-
-    def _let_go(self, row: Row) -> None:
-        self._rows.remove(row)
-        if row.node is not None:
-            self._store.unpin(row.node)
-        row.node = row.cache = None
-
     def _fail_all(self, error: BaseException) -> None:
         self._flying, self._saving = None, False
-        for row in list(self._rows):
-            self._let_go(row)
+        for row in list(self._places.rows):
+            self._places.let_go(row)
             row.fail(error)
 
     def _give_up(self) -> None:
         """Whoever waits for an answer learns that it was cut short."""
         self._welcome()
         self._flying = None
-        for row in self._waiting:
+        for row in self._places.waiting:
             row.end("cancelled")
-        for row in list(self._rows):
-            self._retire(row)
+        for row in list(self._places.rows):
+            self._places.retire(row)
             row.end("cancelled")
-        self._waiting.clear()
+        self._places.waiting.clear()

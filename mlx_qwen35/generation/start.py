@@ -21,8 +21,9 @@ from mlx_qwen35.caches.quantized_kv import QuantizedKVCache
 from mlx_qwen35.caches.rows import SequenceCache
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes, one_token
-from mlx_qwen35.generation.engine import Engine, Limits
+from mlx_qwen35.generation.engine import Engine
 from mlx_qwen35.generation.mlx_thread import MLXThread
+from mlx_qwen35.generation.places import Limits
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.options import GIB, PLAIN, CacheOptions
 

@@ -10,8 +10,9 @@ from typing import Any
 from mlx_qwen35.caches.blobs import Layouts
 from mlx_qwen35.caches.prefix_store import PrefixStore
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes, one_token
-from mlx_qwen35.generation.engine import Engine, Limits
+from mlx_qwen35.generation.engine import Engine
 from mlx_qwen35.generation.mlx_thread import MLXThread
+from mlx_qwen35.generation.places import Limits
 from mlx_qwen35.generation.request import Ended, Line, Request
 from mlx_qwen35.generation.start import make_caches
 from mlx_qwen35.models.model import Model

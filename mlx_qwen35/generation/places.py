@@ -1,0 +1,143 @@
+"""Who is in the batch and who waits: places are given as memory allows, and what a text leaves behind is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from mlx_qwen35.caches.prefix_store import PrefixStore
+from mlx_qwen35.errors import RequestError
+from mlx_qwen35.generation.cache_format import CacheFormat
+from mlx_qwen35.generation.request import Reuse
+from mlx_qwen35.generation.row import Row
+from mlx_qwen35.generation.sampling import Sampler
+from mlx_qwen35.generation.stats import Counters
+from mlx_qwen35.options import GIB
+
+MAX_ROWS = 16  # sequences in one step
+MAX_WAITING = 256  # requests in line; more are refused
+
+
+@dataclass(frozen=True)
+class Limits:
+    """cache_bytes: for live sequences and remembered prefixes together   prefix_bytes: of these, for prefixes"""
+
+    cache_bytes: int = 4 * GIB
+    prefix_bytes: int = 2 * GIB
+    max_rows: int = MAX_ROWS
+    max_waiting: int = MAX_WAITING
+    # MLX's CPU backend copies a KV buffer that a step in flight still reads, which costs more than Python does.
+    overlap: bool = field(default_factory=mx.metal.is_available)
+
+
+class Places:
+    """The rows of the batch, and the requests in line for a place. Lives on the MLX thread."""
+
+    def __init__(
+        self, formats: Callable[[int], CacheFormat], store: PrefixStore, limits: Limits, counters: Counters
+    ) -> None:
+        """formats: kv_bits -> how such caches are made; called for each number once"""
+        self.rows: list[Row] = []
+        self.waiting: list[Row] = []
+        self._make_format, self._formats = formats, {}
+        self._store, self._limits, self._counters = store, limits, counters
+
+    def admit(self) -> None:
+        """Let requests in, in the order they came, as far as memory goes. Who prefills first is the pacer's choice."""
+        while self.waiting and len(self.rows) < self._limits.max_rows:
+            row = self.waiting[0]
+            try:
+                needed = self._format(row).sizes.sequence(len(row.ids))
+                room = self._limits.cache_bytes - self.live_bytes - needed
+                if room < 0 and self.rows:
+                    return  # those behind wait too, or a long prompt would never get its turn
+                if room < 0:
+                    raise self._too_long(row, needed)
+                self.waiting.pop(0)
+                self._enter(row, room)
+                self.rows.append(row)
+            except Exception as error:
+                if row in self.waiting:
+                    self.waiting.remove(row)
+                row.fail(error)
+
+    def _format(self, row: Row) -> CacheFormat:
+        return self.format_of(row.request.kv_bits)
+
+    def format_of(self, bits: int) -> CacheFormat:
+        if bits not in self._formats:
+            self._formats[bits] = self._make_format(bits)
+        return self._formats[bits]
+
+    def _enter(self, row: Row, room: int) -> None:
+        request = row.request
+        sampler = row.sampler or Sampler(request.sampling, request.known_tokens, request.seed, request.logit_bias)
+        self._store.byte_budget = min(self._limits.prefix_bytes, room)
+        form = self._format(row)
+        found = self._store.match(form.root, row.ids)
+        cache = form.make()
+        node = self._store.restore(found, cache)
+        self._store.shrink(self._store.byte_budget)
+        self._store.squeeze(room)
+        nearest = found.nearest.all_ids() if found.common and not row.answered else ()
+        reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node)
+        row.enter(cache, sampler, node, reuse, form.sizes.stride)
+        self._counters.entered(row.prompt_tokens, node.end, row.started - row.arrived)
+
+    def relieve(self, collect: Callable[[], None]) -> None:
+        """Live sequences have grown: remembered prefixes make room, then the youngest sequence waits.
+
+        collect: reads the step in flight
+        """
+        live = self.live_bytes
+        room = max(0, self._limits.cache_bytes - live)
+        self._store.byte_budget = min(self._limits.prefix_bytes, room)
+        self._store.shrink(self._store.byte_budget)
+        self._store.squeeze(room)
+        if live <= self._limits.cache_bytes:
+            return
+        collect()
+        if (live := self.live_bytes) <= self._limits.cache_bytes:
+            return  # the step in flight was somebody's last
+        if len(self.rows) > 1:
+            youngest = max(self.rows, key=lambda row: row.arrived)
+            self.let_go(youngest)
+            youngest.leave()
+            self.waiting.insert(0, youngest)
+        elif self.rows:
+            row = self.rows[0]
+            self.retire(row)
+            row.fail(self._too_long(row, live))
+
+    def _too_long(self, row: Row, needed: int) -> RequestError:
+        return RequestError(
+            f"A text of {len(row.ids):,} tokens needs {needed / GIB:.1f} GiB of cache; the budget is "
+            f"{self._limits.cache_bytes / GIB:.1f} GiB. Shorten it, quantize the KV cache, or take a smaller model."
+        )
+
+    @property
+    def live_bytes(self) -> int:
+        """What the rows' caches take, counted before it is taken."""
+        return sum(self._format(row).sizes.sequence(max(row.fed, len(row.ids))) for row in list(self.rows))
+
+    def remember(self, row: Row) -> None:
+        assert row.cache is not None
+        assert row.node is not None
+        row.node = self._store.add(row.node, row.ids[row.node.end : row.fed], row.cache)
+
+    def retire(self, row: Row) -> None:
+        """Out of the batch; what was computed stays behind in the prefix store."""
+        # A step in flight has fed the token that is known by now: the caches hold exactly these ids.
+        assert row.fed <= len(row.ids)
+        self.remember(row)
+        if row.request.hold is not None:
+            row.request.hold.move(row.landmarks)
+        self.let_go(row)
+
+    def let_go(self, row: Row) -> None:
+        self.rows.remove(row)
+        if row.node is not None:
+            self._store.unpin(row.node)
+        row.node = row.cache = None
