@@ -199,6 +199,16 @@ class TestTheJournal:
         resumed(source, stopped, "stock")
         assert hashes(stopped) == uninterrupted["stock"]
 
+    def test_what_follows_a_line_cut_short_is_read_again(self, source: Path, stopped: Path) -> None:
+        os.truncate(stopped / JOURNAL, (stopped / JOURNAL).stat().st_size - 7)
+        plan = plan_conversion(source, Options(4, 32, quality="stock", block_bytes=1 << 20))
+        first = Journal(plan, stopped)
+        first.finished([("after the cut", None)])
+        first.close()
+        second = Journal(plan, stopped)
+        assert second.done == first.done
+        second.close()
+
     def test_a_file_that_is_gone_is_written_again(self, source: Path, uninterrupted, stopped: Path) -> None:
         for file in (*stopped.glob("model-00001*"), next(stopped.glob("*.part"))):
             file.unlink()

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_qwen35.caches.kv import KVCache
 from mlx_qwen35.convert import Options, convert, plan_conversion
-from mlx_qwen35.convert.reading import Reader
+from mlx_qwen35.convert.reading import Reader, RowSpan
 from mlx_qwen35.convert.source import FP8_NOTE
 from mlx_qwen35.convert.stream import blocks
 from mlx_qwen35.errors import UserError
@@ -18,6 +18,7 @@ from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
 from tests.convert.originals import e4m3_values, rewrite, stored, write_fp8
 from tests.convert.support import all_tensors, as_stock, stock, tokens, write_source
+from tests.hub.conftest import safetensors
 from tests.reference import CASES
 
 QUICK = {"group_size": 32, "check_drafts": False}
@@ -123,6 +124,22 @@ class TestFP8:
         assert sorted(ours) == sorted(theirs)
         for name, tensor in theirs.items():
             assert mx.array_equal(ours[name].view(mx.uint8), tensor.view(mx.uint8)), name
+
+    @pytest.mark.parametrize("rows_at_once", [1, 7, 40, 120])
+    def test_stacked_matrices_each_begin_with_a_block_of_their_own(self, tmp_path: Path, rows_at_once: int) -> None:
+        """Three experts of 40 rows, whose second block of 32 is cut short: scales differ at rows 32, 40, 72 ..."""
+        codes = np.full((3, 40, 48), 0x38, np.uint8)  # one
+        scales = np.arange(3 * 2 * 2, dtype=np.float32).reshape(3, 2, 2) + 1
+        tensors = {"w": ("F8_E4M3", [3, 40, 48], codes.tobytes()), "s": stored(mx.array(scales))}
+        (tmp_path / "model.safetensors").write_bytes(safetensors(tensors))
+        entries = read_checkpoint(tmp_path).tensors
+        found = []
+        with Reader() as reader:
+            for first in range(0, 120, rows_at_once):
+                span = RowSpan(entries["w"], first, min(rows_at_once, 120 - first), entries["s"], (32, 32))
+                found.append(np.array(reader.rows(span, 48)))
+        wide = np.repeat(np.repeat(scales, 32, 1)[:, :40], 32, 2)[:, :, :48]
+        assert np.array_equal(np.concatenate(found), wide.reshape(120, 48))
 
     def test_a_weight_without_its_scale(self, tmp_path: Path) -> None:
         folder, truth = write_fp8("dense", tmp_path / "dense")
