@@ -11,7 +11,6 @@ A busy machine moves absolute numbers; ratios and medians of interleaved rounds 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import threading
@@ -25,6 +24,10 @@ from statistics import median
 import mlx.core as mx
 import psutil
 
+from mlx_qwen35.caches.kv import KVCache
+from mlx_qwen35.caches.prefix_store import PrefixStore
+from mlx_qwen35.caches.rows import attention_layers, recurrent_layers
+from mlx_qwen35.generation.cache_format import CacheFormat
 from mlx_qwen35.generation.engine import Engine
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.request import Line, Request
@@ -140,27 +143,36 @@ def growth(requests: int, every: int = 100) -> None:
 
 
 def disk(tokens: int = 100_000, turn: int = 1000) -> None:
-    """A conversation that grows by a thousand tokens a turn, each turn's end a checkpoint; then what is on disk."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, kept = write_checkpoint("dense", Path(scratch) / "dense"), Path(scratch) / "prefixes"
-        config = json.loads((folder / "config.json").read_text())
-        config["text_config"]["max_position_embeddings"] = 2 * tokens
-        (folder / "config.json").write_text(json.dumps(config))
-        generator, history = random.Random(0), []
-        with engine_of(folder, disk=kept) as engine:
-            while len(history) < tokens:
-                history += [generator.randrange(100) for _ in range(turn - 4)]
-                line = engine.submit(Request(history, 100, 4))
-                history += [item for item in line if isinstance(item, int)]
-                print(f"{len(history):7,} tokens, {line.reuse.cached:7,} reused", end="\r", flush=True)
+    """A conversation that grows by a thousand tokens a turn, each turn's end a checkpoint; then what is on disk.
+
+    The caches are filled with noise: computing 100,000 tokens would take an hour here and change no byte count.
+    """
+    with networks() as folders, tempfile.TemporaryDirectory() as scratch:
+        with engine_of(folders["demo"], disk=Path(scratch)) as engine:
             sizes = engine.sizes(PLAIN)
-        files = [f for f in kept.rglob("*.safetensors") if f.is_file()]
+            engine.with_prefixes(PLAIN, lambda store, form: grow(store, form, tokens, turn))
+        files = [f for f in Path(scratch).rglob("*.safetensors") if f.is_file()]
         checkpoints = sum(f.name.endswith("checkpoint.safetensors") for f in files)
         wanted, found = tokens * sizes.token + checkpoints * sizes.state, sum(f.stat().st_size for f in files)
         print(
-            f"{len(history):,} tokens of {sizes.token} bytes and {checkpoints} checkpoints of {sizes.state} bytes: "
+            f"{tokens:,} tokens of {sizes.token} bytes and {checkpoints} checkpoints of {sizes.state} bytes: "
             f"{found / MIB:.1f} MiB on disk, {found / wanted:.3f} times what they are"
         )
+
+
+def grow(store: PrefixStore, form: CacheFormat, tokens: int, turn: int) -> None:
+    """The conversation, as a sequence would leave it behind."""
+    cache, node = form.make(), form.root
+    store.pin(node)
+    for start in range(0, tokens, turn):
+        for layer, arrays in zip(attention_layers(cache), form.layouts.segment):
+            assert isinstance(layer, KVCache)
+            layer.extend(*(mx.random.normal((*shape[:2], turn, shape[3])) for _, shape in arrays))
+        for layer, ((_, tail), (_, state)) in zip(recurrent_layers(cache), form.layouts.checkpoint):
+            layer.advance(mx.random.normal(tail), mx.random.normal(state), turn)
+        node = store.add(node, [(start + i) % 900 for i in range(turn)], cache)
+        store.save_one()
+    store.unpin(node)
 
 
 def mixed(generator: random.Random) -> Request:
