@@ -111,6 +111,8 @@ def make_parser() -> Parser:
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")
     add_convert_options(add("convert", run_convert, "Convert a checkpoint to MLX, quantized.", "convert 4b --bits 4"))
+    measure = add("eval", run_eval, "Measure a conversion against its source.", "eval kl 4b ./Qwen3.5-4B-4bit")
+    measure.later = _add_eval
     _add_app(add("app", run_app, "Chat in the browser.", "app 4b"))
     for name in ("chat", "generate", "app"):
         add_model_options(commands.choices[name])
@@ -124,6 +126,13 @@ def _add_generate(parser: Parser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)")
     parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of the tools it may call")
     parser.add_argument("--json", action="store_true", help="one JSON object with content, reasoning, usage and more")
+
+
+def _add_eval(parser: Parser) -> None:
+    from mlx_qwen35.convert.eval_command import add_arguments
+
+    parser.add_argument("measure", choices=["kl"], metavar="kl", help="divergence of the next token's distribution")
+    add_arguments(parser)
 
 
 def _add_app(parser: Parser) -> None:
@@ -173,6 +182,12 @@ def run_convert(args: argparse.Namespace) -> None:
         show_plan(args.source, options)
     else:
         convert_visibly(args.source, args.out, options, args.upload)
+
+
+def run_eval(args: argparse.Namespace) -> None:
+    from mlx_qwen35.convert.eval_command import run
+
+    run(args)
 
 
 def run_app(args: argparse.Namespace) -> None:

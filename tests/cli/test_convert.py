@@ -95,3 +95,12 @@ def test_an_upload_without_a_login_is_refused_before_the_work(run: Run, tiny_cha
     assert done.returncode == 2
     assert "log in first" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_conversion_is_measured_against_its_source(run: Run, tiny_chat: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("One river is long.\n\nAnother one is wide.")
+    assert run("convert", str(tiny_chat), "--out", str(tmp_path / "out")).returncode == 0
+    done = run("eval", "kl", str(tiny_chat), str(tmp_path / "out"), "--texts", str(texts), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["comparisons"]
