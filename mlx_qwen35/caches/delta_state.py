@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_qwen35.caches.kv import own_copy
-from mlx_qwen35.metal_kernels.delta_rule import gated_delta
+from mlx_qwen35.metal_kernels.operations import gated_delta
 
 Snapshot = tuple[mx.array, mx.array]  # conv tail [B, width - 1, conv_dim] and S [B, Hv, Dv, Dk]
 

@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from mlx_qwen35.caches.delta_state import DeltaState, DraftWindow
 from mlx_qwen35.caches.rows import DeltaRows
-from mlx_qwen35.metal_kernels.delta_rule import gated_delta
+from mlx_qwen35.metal_kernels.operations import gated_delta
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.models.layers import CausalConv, GatedRMSNorm
 from mlx_qwen35.models.windows import Part, side_by_side

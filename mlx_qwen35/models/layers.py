@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen35.metal_kernels.operations import add_rms_norm
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm. `weight` is the factor itself, float32.
@@ -21,6 +23,10 @@ class RMSNorm(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """x: [..., dims] -> the same shape and dtype; computed in float32."""
         return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
+
+    def of_sum(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array]:
+        """The sum, and its norm.   x, residual: [..., dims], one dtype -> the same shape and dtype"""
+        return add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class GatedRMSNorm(RMSNorm):

@@ -45,17 +45,18 @@ class DecoderLayer(nn.Module):
         normed = self.input_layernorm(x)
         if self.is_linear:
             assert cache is None or isinstance(cache, DeltaState)
-            return self._feed_forward(x + self.linear_attn(normed, cache))
+            return self._feed_forward(x, self.linear_attn(normed, cache))
         assert not isinstance(cache, DeltaState)
-        return self._feed_forward(x + self.self_attn(normed, cache, positions))
+        return self._feed_forward(x, self.self_attn(normed, cache, positions))
 
     def packed(self, x: mx.array, parts: Sequence[Part]) -> mx.array:
         """Windows of several sequences.   x: [1, N, C] -> the same"""
         mixer = self.linear_attn if self.is_linear else self.self_attn
-        return self._feed_forward(x + mixer.packed(self.input_layernorm(x), parts))
+        return self._feed_forward(x, mixer.packed(self.input_layernorm(x), parts))
 
-    def _feed_forward(self, x: mx.array) -> mx.array:
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def _feed_forward(self, x: mx.array, mixed: mx.array) -> mx.array:
+        x, normed = self.post_attention_layernorm.of_sum(x, mixed)
+        return x + self.mlp(normed)
 
 
 class Trunk(nn.Module):

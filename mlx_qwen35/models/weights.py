@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.hub.headers import CheckpointFiles, TensorEntry, read_checkpoint
+from mlx_qwen35.metal_kernels.operations import selection
 from mlx_qwen35.models import norms, off_metal
 from mlx_qwen35.models.config import ModelConfig, Quantization, read_config
 from mlx_qwen35.models.model import Model
@@ -54,6 +55,7 @@ def load_model(folder: Path, progress: Progress | None = None, adapt: bool = Tru
     `adapt` fits the network to the machine: off Metal, computation moves to float32 (see off_metal).
     Raises ConfigError and CheckpointError, each with one line.
     """
+    selection()  # what the environment asks of the kernels is refused here, before anything is read
     found = survey(folder)
     _fill(found.model, found.plan, found.files.tensors, found.conventions, progress)
     found.model.eval()

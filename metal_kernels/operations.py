@@ -1,0 +1,90 @@
+"""The operations the network calls by name, each with its candidates. Which one runs is selection.py's to decide.
+
+`MLX_QWEN35_KERNELS=reference` takes the definitions, `auto` measures (the default), `name=candidate,...` fixes some.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen35.metal_kernels import delta_rule, rms_norm
+from mlx_qwen35.metal_kernels.choices import ChoiceFile, choices_file, this_machine
+from mlx_qwen35.metal_kernels.override import REFERENCE, VARIABLE, Override, parse_override
+from mlx_qwen35.metal_kernels.selection import Candidate, Operation, Selection, seeded
+
+
+def _delta_example(
+    q: mx.array, k: mx.array, v: mx.array, log_decay: mx.array, beta: mx.array, state: mx.array | None
+) -> tuple[Any, ...]:
+    """Keys of unit length, decays and rates as the network has them: other values let the state grow without bound."""
+    q, k, v, log_decay, beta, state = seeded(q, k, v, log_decay, beta, state)
+    q, k = (x / mx.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+    return q, k, v, -0.1 * mx.abs(log_decay), mx.sigmoid(beta), state
+
+
+def _one_dtype(x: mx.array, residual: mx.array, *_: Any) -> bool:
+    return x.dtype == residual.dtype and x.shape[-1] >= rms_norm.SMALLEST
+
+
+ADD_RMS_NORM = Operation(
+    "add_rms_norm",
+    (
+        Candidate(REFERENCE, rms_norm.add_rms_norm_reference),
+        Candidate("mx.fast", rms_norm.add_rms_norm),
+        Candidate("metal", rms_norm.add_rms_norm_metal, True, _one_dtype),
+    ),
+)
+GATED_DELTA = Operation(
+    "gated_delta",
+    (
+        Candidate(REFERENCE, delta_rule.gated_delta_stepwise),
+        Candidate("fast", delta_rule.gated_delta),
+        Candidate("mx.fast", delta_rule.gated_delta_mx, True, lambda q, *_: q.shape[-1] % 32 == 0),
+    ),
+    example=_delta_example,
+)
+OPERATIONS = (ADD_RMS_NORM, GATED_DELTA)
+
+
+def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+    """The sum, and its norm. Shapes as in `rms_norm.add_rms_norm_reference`."""
+    return selection().run(ADD_RMS_NORM, (x, residual, weight, eps))
+
+
+def gated_delta(
+    q: mx.array, k: mx.array, v: mx.array, log_decay: mx.array, beta: mx.array, state: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    """The gated delta rule over a window of any length. Shapes as in `delta_rule.gated_delta`."""
+    return selection().run(GATED_DELTA, (q, k, v, log_decay, beta, state))
+
+
+_selections: list[Selection] = []
+
+
+def selection() -> Selection:
+    """The process's own, made on first use. Raises ConfigError where the environment asks for what there is not."""
+    if not _selections:
+        _selections.append(Selection(override(), ChoiceFile(choices_file(), this_machine)))
+    return _selections[-1]
+
+
+def override(text: str | None = None) -> Override:
+    """What `text`, or else the environment, asks for."""
+    known = {o.name: [c.name for c in o.candidates] for o in OPERATIONS}
+    return parse_override(os.environ.get(VARIABLE, "") if text is None else text, known)
+
+
+@contextlib.contextmanager
+def using(other: Selection) -> Iterator[Selection]:
+    """Inside, `other` chooses."""
+    before = list(_selections)
+    _selections.append(other)
+    try:
+        yield other
+    finally:
+        _selections[:] = before
