@@ -1,0 +1,99 @@
+"""What a step of a Gated DeltaNet layer is given and leaves behind, for the rows of a batch. No arithmetic.
+
+Rows have windows of their own lengths; tokens of all rows lie side by side, row after row, without padding.
+
+Letters: B rows, N tokens of all rows, P held tokens of all rows, Hk/Hv key/value heads, Dk/Dv widths,
+W width of the convolution, conv_dim = 2 Hk Dk + Hv Dv. Value head h reads key head h // (Hv / Hk).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+MOST_TOKENS = 8  # a row
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a projection's output [N, any], from `first` on. A slice would be copied before a kernel reads it."""
+
+    array: mx.array
+    first: int = 0
+
+    def cut(self, width: int) -> mx.array:
+        return self.array[:, self.first : self.first + width]
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What the input projections made: conv_dim columns of q | k | v, Hv Dv of the gate z, Hv each of a and b."""
+
+    qkv: Columns
+    z: Columns
+    a: Columns
+    b: Columns
+
+
+@dataclass(frozen=True)
+class DeltaWeights:
+    """conv: [conv_dim, W, 1]   A_log, dt_bias: [Hv]   norm: [Dv], eps: of the gated RMSNorm. All float32 but conv."""
+
+    conv: mx.array
+    A_log: mx.array
+    dt_bias: mx.array
+    norm: mx.array
+    eps: float
+    key_heads: int
+
+
+@dataclass(frozen=True)
+class HeldWindow:
+    """What a draft window leaves for its replay.   k: [P, Hk, Dk]   v: [P, Hv, Dv]   log_decay, beta: [P, Hv]
+    all float32, as the window computed them
+    """
+
+    k: mx.array
+    v: mx.array
+    log_decay: mx.array
+    beta: mx.array
+
+
+@dataclass(frozen=True)
+class DeltaMemory:
+    """What one layer remembers of B rows.
+
+    inputs: [B (W - 1) + P, conv_dim], the convolution's: for each row the tail before its held window, then the window
+    state: [B, Hv, Dv, Dk], float32, S before the held windows   window: None if nothing is held, and then P = 0
+    """
+
+    inputs: mx.array
+    state: mx.array
+    window: HeldWindow | None = None
+
+
+class StepRows:
+    """The rows of a step, for all its layers.   tokens: of each row's window   held: of the window that its memory
+    holds, 0 for none   kept: how many of those came to stay
+    """
+
+    def __init__(self, tokens: Sequence[int], held: Sequence[int] = (), kept: Sequence[int] = ()) -> None:
+        self.tokens, self.held = tuple(tokens), tuple(held) or (0,) * len(tokens)
+        self.kept = tuple(kept) or (0,) * len(tokens)
+        if not (len(self.tokens) == len(self.held) == len(self.kept) > 0):
+            raise ValueError(f"[delta_step] tokens {tokens}, held {held} and kept {kept} must be of the same rows")
+        if not all(1 <= t <= MOST_TOKENS for t in self.tokens):
+            raise ValueError(f"[delta_step] windows must have 1 to {MOST_TOKENS} tokens but have {self.tokens}")
+        if not all(0 <= n <= p for n, p in zip(self.kept, self.held)):
+            raise ValueError(f"[delta_step] {self.kept} tokens kept, of windows of {self.held}")
+        self.starts, self.held_starts = _starts(self.tokens), _starts(self.held)
+        table = list(zip(self.starts, self.tokens, self.held_starts, self.kept))
+        self.table = mx.array(
+            [*table, (0, 0, 0, 0)], mx.int32
+        )  # a row more: never fewer than 8 elements, see delta_step.SMALLEST
+
+
+def _starts(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sum(lengths[:i]) for i in range(len(lengths)))
