@@ -19,7 +19,7 @@ from mlx_qwen35.models.weights import load_model
 from tests.convert.originals import e4m3_values, rewrite, stored, write_fp8
 from tests.convert.support import all_tensors, as_stock, stock, tokens, write_source
 from tests.hub.conftest import safetensors
-from tests.reference import CASES
+from tests.reference import CASES, write_checkpoint
 
 QUICK = {"group_size": 32, "check_drafts": False}
 
@@ -140,6 +140,16 @@ class TestFP8:
                 found.append(np.array(reader.rows(span, 48)))
         wide = np.repeat(np.repeat(scales, 32, 1)[:, :40], 32, 2)[:, :, :48]
         assert np.array_equal(np.concatenate(found), wide.reshape(120, 48))
+
+    def test_is_calibrated_with_its_decoded_values(self, tmp_path: Path) -> None:
+        folder, _ = write_fp8("moe_separate", tmp_path / "fp8")
+        plain = write_checkpoint("moe_separate", tmp_path / "plain")  # whose tokenizer reads any text
+        (folder / "tokenizer.json").write_bytes((plain / "tokenizer.json").read_bytes())
+        (tmp_path / "texts.txt").write_text("The river is long.\n\nThe sea is wide.")
+        options = Options(quality="good", calibration=str(tmp_path / "texts.txt"), **QUICK)
+        out = convert(folder, tmp_path / "out", options).out
+        assert json.loads((out / "quant_plan.json").read_text())["calibration"]["tokens"] > 10
+        assert_both_load_it(out, "moe_separate", mtp=True)
 
     def test_a_weight_without_its_scale(self, tmp_path: Path) -> None:
         folder, truth = write_fp8("dense", tmp_path / "dense")
