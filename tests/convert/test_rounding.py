@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_qwen35.convert.affine_codes import packed_words, unpacked
+from mlx_qwen35.convert.affine_codes import Grouped, packed_words, unpacked
+from mlx_qwen35.convert.compensation import compensated, polish, row_errors
 from mlx_qwen35.convert.rounding import QUALITIES, Packing, Statistics, round_rows
+from mlx_qwen35.convert.scale_search import full_range, search
 
 BITS = (2, 3, 4, 5, 6, 8)
 PACKINGS = [Packing(bits, size) for bits in BITS for size in (32, 64, 128)]
@@ -135,6 +137,23 @@ def test_each_quality_has_less_output_error_than_the_one_before_on_inputs_it_has
         errors.append(float(((unseen @ off.T) ** 2).sum()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.6 * errors[0]
+
+
+def test_carrying_errors_on_gains_by_itself_and_polishing_gains_again() -> None:
+    """Apart, since either of the two would hide what is wrong in the other."""
+    rows, packing, seen = weights(64), Packing(3, 64), statistics(inputs(2000))
+    hessian, upper = seen.carried
+    plain = as_numpy(rows).reshape(64, -1, 64)
+
+    def error(found: Grouped) -> float:
+        return float(row_errors((found.values() - plain).reshape(64, -1), hessian).sum())
+
+    searched = error(search(plain, None, full_range(plain, 7, mx.bfloat16), packing, mx.bfloat16))
+    carried = compensated(plain, upper, packing, mx.bfloat16)
+    before = error(carried)
+    polish(carried, plain, hessian, packing, mx.bfloat16)
+    assert before < 0.75 * searched
+    assert error(carried) < 0.97 * before
 
 
 @pytest.mark.parametrize("quality", ["fast", "good"])
