@@ -167,5 +167,6 @@ class DeltaState:
         arrays = conv_tails, deltas
         for i, row in enumerate(rows):
             assert row._draft is None
-            row._pending, row._shared = None, (arrays, i)
+            row._conv_tail = row._delta = row._pending = None
+            row._shared = (arrays, i)
             row.length += tokens

@@ -58,7 +58,7 @@ class Engine:
         self._pacer = Pacer(self._largest_window(1))
         self._arrivals: deque[Row] = deque()
         self._lock = threading.Lock()
-        self._running = False
+        self._running = self._closed = False
         self._flying: Step | None = None
         self._read_at = 0.0
         self._turns, self._saving = 0, False
@@ -75,12 +75,12 @@ class Engine:
                 raise RequestError(
                     f"{self._limits.max_waiting} requests are waiting already, which is the limit. Try again later."
                 )
-            if self._thread.closing:
+            if self._closed:
                 raise RequestError("The model was closed.")
             self._arrivals.append(Row(request, line))
             start, self._running = not self._running, True
-        if start:
-            self._thread.post(self._turn)
+        if start and not self._thread.post(self._turn):
+            raise RequestError("The model was closed.")
         return line
 
     def _check(self, request: Request) -> None:
@@ -95,6 +95,8 @@ class Engine:
             raise RequestError(
                 f"The prompt has {len(request.ids)} tokens; this model's context holds {context}, the answer included."
             )
+        if request.max_tokens < 1:
+            raise RequestError(f"max_tokens is {request.max_tokens}; it should be at least 1.")
         if request.kv_bits not in KV_BITS:
             raise RequestError(f"kv_bits is {request.kv_bits}; it should be 16, 8 or 4.")
 
@@ -165,14 +167,18 @@ class Engine:
         if self._places.rows or self._places.waiting or self._flying or self._saving:
             if self._flying is None and self._places.rows and self._paused():
                 time.sleep(PAUSE_SECONDS)
-            self._thread.post(self._turn)
+            self._turn_again()
             return
         self._places.relieve(self._collect)  # what the last row held may go now
         mx.clear_cache()
         with self._lock:
             self._running = bool(self._arrivals)
         if self._running:
-            self._thread.post(self._turn)
+            self._turn_again()
+
+    def _turn_again(self) -> None:
+        if not self._thread.post(self._turn):
+            self._give_up()
 
     def _paused(self) -> bool:
         """Whether all readers are slow."""
@@ -289,7 +295,9 @@ class Engine:
             row.fail(error)
 
     def _give_up(self) -> None:
-        """Whoever waits for an answer learns that it was cut short."""
+        """Whoever waits for an answer learns that it was cut short; nobody is let in any more."""
+        with self._lock:
+            self._closed = True
         self._welcome()
         self._flying = None
         for row in self._places.waiting:

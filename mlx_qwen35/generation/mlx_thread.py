@@ -21,6 +21,7 @@ class MLXThread:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._closing, self._at_rest = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
         self._ident = 0
         started = threading.Event()
         threading.Thread(target=self._run, args=[started], name="mlx", daemon=True).start()
@@ -36,12 +37,15 @@ class MLXThread:
 
     @property
     def closing(self) -> bool:
-        """Whether jobs should end, since nobody waits for them any more."""
+        """Whether jobs that run should end."""
         return self._closing.is_set()
 
-    def post(self, job: Callable[[], object]) -> None:
-        """Run `job` after all that came before. It must not raise."""
-        self._jobs.put(job)
+    def post(self, job: Callable[[], object]) -> bool:
+        """Run `job`, which must not raise, after all that came before; False, and it never runs, once closed."""
+        with self._lock:
+            if not self.closing:
+                self._jobs.put(job)
+            return not self.closing
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the thread and return what it returns, or raise what it raises.
@@ -54,34 +58,27 @@ class MLXThread:
 
         def job() -> None:
             try:
-                if self.closing:
-                    raise RequestError("The model was closed.")
                 results.put((function(), None))
             except BaseException as error:
                 results.put((None, error))
 
-        self.post(job)
-        while True:
-            try:
-                result, error = results.get(timeout=0.2)
-            except queue.Empty:
-                # Jobs that wait behind a closed thread's last one never run.
-                if self._at_rest.is_set():
-                    raise RequestError("The model was closed.") from None
-                continue
-            if error is not None:
-                raise error
-            return result
+        if not self.post(job):
+            raise RequestError("The model was closed.")
+        result, error = results.get()
+        if error is not None:
+            raise error
+        return result
 
     def close(self) -> None:
-        """Tell jobs to end; return when the thread is at rest. What waits in line is not run.
+        """Take no more jobs, let those in line end, and return when the thread is at rest.
 
         The thread itself stays, since MLX's thread-local objects take the interpreter's lock when they are destroyed.
         """
-        self._closing.set()
         for_ever = threading.Lock()
         for_ever.acquire()
-        self.post(lambda: (self._at_rest.set(), for_ever.acquire()))
+        with self._lock:
+            self._closing.set()
+            self._jobs.put(lambda: (self._at_rest.set(), for_ever.acquire()))
         if self._at_rest.wait(FAREWELL_SECONDS):
             time.sleep(0.02)  # from the event to the lock is a step that nothing else can tell of
         atexit.unregister(self.close)

@@ -72,31 +72,37 @@ class Places:
         return self._formats[bits]
 
     def _enter(self, row: Row, room: int) -> None:
+        """Give the row its caches, with what is known of its text. room: bytes that the budget leaves for prefixes"""
         request = row.request
         sampler = row.sampler or Sampler(request.sampling, request.known_tokens, request.seed, request.logit_bias)
-        self._store.byte_budget = min(self._limits.prefix_bytes, room)
         form = self._format(row)
         found = self._store.match(form.root, row.ids)
         cache = form.make()
         node = self._store.restore(found, cache)
-        self._store.shrink(self._store.byte_budget)
-        self._store.squeeze(room)
         nearest = found.nearest.all_ids() if found.common and not row.answered else ()
         reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node)
+        if not self._make_room(room):
+            # What the row has copied need not stay in the store while it runs; it leaves everything there at its end.
+            self._store.unpin(node)
+            node = form.root
+            self._store.pin(node)
+            self._make_room(room)
         row.enter(cache, sampler, node, reuse, form.sizes.stride)
-        self._counters.entered(row.prompt_tokens, node.end, row.started - row.arrived)
+        self._counters.entered(row.prompt_tokens, reuse.cached, row.started - row.arrived)
+
+    def _make_room(self, room: int) -> bool:
+        """Prefixes shrink to their budget and to `room` bytes; False where rows and their pins need more than that."""
+        self._store.byte_budget = min(self._limits.prefix_bytes, max(0, room))
+        self._store.shrink(self._store.byte_budget)
+        return self._store.squeeze(max(0, room))
 
     def relieve(self, collect: Callable[[], None]) -> None:
         """Live sequences have grown: remembered prefixes make room, then the youngest sequence waits.
 
         collect: reads the step in flight
         """
-        live = self.live_bytes
-        room = max(0, self._limits.cache_bytes - live)
-        self._store.byte_budget = min(self._limits.prefix_bytes, room)
-        self._store.shrink(self._store.byte_budget)
-        self._store.squeeze(room)
-        if live <= self._limits.cache_bytes:
+        self._make_room(self._limits.cache_bytes - self.live_bytes)
+        if self.live_bytes <= self._limits.cache_bytes:
             return
         collect()
         if (live := self.live_bytes) <= self._limits.cache_bytes:
@@ -131,13 +137,19 @@ class Places:
         """Out of the batch; what was computed stays behind in the prefix store."""
         # A step in flight has fed the token that is known by now: the caches hold exactly these ids.
         assert row.fed <= len(row.ids)
+        self.rows.remove(row)
+        self._make_room(self._limits.cache_bytes - self.live_bytes)
         self.remember(row)
         if row.request.hold is not None:
             row.request.hold.move(row.landmarks)
-        self.let_go(row)
+        self._release(row)
 
     def let_go(self, row: Row) -> None:
+        """Out of the batch; what was computed since the last checkpoint is lost."""
         self.rows.remove(row)
+        self._release(row)
+
+    def _release(self, row: Row) -> None:
         if row.node is not None:
             self._store.unpin(row.node)
         row.node = row.cache = None

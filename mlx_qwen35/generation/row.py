@@ -42,12 +42,12 @@ class Row:
     # Before and during prefill
 
     def enter(self, cache: SequenceCache, sampler: Sampler, node: Node, reuse: Reuse, stride: int) -> None:
-        """Take a place in the batch, with the caches standing at the end of `node`."""
+        """Take a place in the batch, with caches that hold what is reused. node: on this text, at or before that"""
         self.started = self.started or time.perf_counter()
         self.cache, self.sampler, self.node = cache, sampler, node
         if not self.answered:
             self.line.reuse = reuse
-        self.fed, self.target = node.end, len(self.ids)
+        self.fed, self.target = reuse.cached, len(self.ids)
         self.drawn = self.answered
         self.prompt = mx.array(self.ids[: self.prompt_tokens], mx.uint32)
         self.answer = mx.array(self.ids[self.prompt_tokens :], mx.uint32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,7 @@ def test_the_context_bounds_prompt_and_answer(model: Model) -> None:
         (Request([1, 1 << 40], KNOWN, 1), "vocabulary"),
         (Request([-1], KNOWN, 1), "vocabulary"),
         (Request([1], KNOWN, 1, kv_bits=3), "kv_bits"),
+        (Request([1], KNOWN, 0), "max_tokens"),
     ],
 )
 def test_what_cannot_run_is_refused_at_the_door(model: Model, request_: Request, word: str) -> None:
@@ -186,3 +188,49 @@ def test_a_closed_engine_ends_its_answers(model: Model) -> None:
         tokens_of(line)
         assert line.ended is not None
         assert line.ended.reason == "cancelled"
+        with pytest.raises(RequestError, match="closed"):
+            engine.submit(Request([1, 2], KNOWN, 1))
+
+
+def test_closing_ends_every_answer_however_requests_race_with_it(model: Model) -> None:
+    """None may wait for ever: each request is answered, cut short, or refused."""
+    for attempt in range(20):
+        with engine_over(model) as engine:
+            lines, refused = [], threading.Event()
+
+            def ask(engine=engine, lines=lines, refused=refused) -> None:
+                while not refused.is_set():
+                    try:
+                        lines.append(engine.submit(Request([1, 2], KNOWN, 50)))
+                    except RequestError:
+                        refused.set()
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            time.sleep(0.002 * attempt)
+        asking.join(20)
+        assert not asking.is_alive()
+        for line in lines:
+            tokens_of(line)
+            assert line.ended is not None
+
+
+def test_prefixes_and_live_sequences_together_keep_the_budget(model: Model) -> None:
+    """What a sequence copied from the store need not stay there, if there is not room for both."""
+    text = prompt(900)
+    with engine_over(model) as engine:
+        sizes = engine.sizes(16)
+        cold, _ = answer(engine, [*text, 1, 2, 3], 20, KNOWN)
+    budget = sizes.sequence(950) + sizes.sequence(100)
+    with engine_over(model, cache_bytes=budget, prefix_bytes=budget) as engine:
+        answer(engine, text, 2, KNOWN, checkpoints=[600])
+        line = engine.submit(Request([*text, 1, 2, 3], KNOWN, 20))
+        reading, most = iter(line), 0
+        tokens = []
+        for item in reading:
+            stats = engine.stats()
+            most = max(most, stats.live_bytes + stats.prefix_bytes)
+            tokens += [item] if isinstance(item, int) else []
+    assert line.reuse.cached > 500
+    assert tokens == cold
+    assert most <= budget
