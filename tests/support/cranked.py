@@ -35,8 +35,9 @@ class Crank:
     def __init__(self) -> None:
         self.jobs: deque[Callable[[], object]] = deque()
 
-    def post(self, job: Callable[[], object]) -> None:
+    def post(self, job: Callable[[], object]) -> bool:
         self.jobs.append(job)
+        return True
 
     def call(self, function: Callable[[], Any]) -> Any:
         return function()
