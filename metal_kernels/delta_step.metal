@@ -36,9 +36,9 @@ template <typename Shape>
 METAL_FUNC DeltaPlace delta_place(const device int* rows, uint head_and_split, uint row) {
   const int head = head_and_split / Shape::SPLITS, split = head_and_split % Shape::SPLITS;
   const int heads_a_key = Shape::HV / Shape::HK;
-  return {
-      int(row),          head,          head / heads_a_key, split, rows[row * 4], rows[row * 4 + 1], rows[row * 4 + 2],
-      rows[row * 4 + 3], split == 0 && head % heads_a_key == 0};
+  const device int* mine = rows + row * 4;
+  const bool leads = split == 0 && head % heads_a_key == 0;
+  return {int(row), head, head / heads_a_key, split, mine[0], mine[1], mine[2], mine[3], leads};
 }
 
 METAL_FUNC float delta_silu(float x) {
@@ -196,7 +196,8 @@ METAL_FUNC void delta_store(const thread float4* s, uint quarter, bool active, d
 }
 
 // S from memory, the kept tokens of the last window, then this window. Four threads hold a row of S, a simdgroup eight.
-// S is written once: before the window if that is a draft, else after it. y: this threadgroup's share, `pitch` a token.
+// S is written once: after the window, or before it if that is a draft, and not at all without a new_state.
+// y: this threadgroup's rows, `pitch` apart from token to token.
 template <typename Shape, bool DRAFT, typename Out>
 METAL_FUNC void delta_recur(
     const device float* state,
@@ -229,7 +230,7 @@ METAL_FUNC void delta_recur(
     const float decay = metal::precise::exp(held_log_decay[n * HV + place.head]);
     delta_write<PER>(s, key, active ? held_v[n * (HV * DV) + value] : 0.0f, decay, held_beta[n * HV + place.head]);
   }
-  if (DRAFT) {
+  if (DRAFT && new_state) {
     delta_store<DK, PER>(s, quarter, active, (device float4*)(new_state + row));
   }
   for (int t = 0; t < place.tokens; t++) {

@@ -100,7 +100,9 @@ def delta_step(
     # Where nothing is held nothing is replayed: S stands in for what is not read.
     w = memory.window or HeldWindow(*[memory.state] * 4)
     threads = -(-(Dv // splits * 4) // SIMD) * SIMD
-    y, inputs, state, *window = _kernel(draft, splits == 1)(
+    # A draft that replays nothing leaves S where it is.
+    stores = not draft or any(rows.kept)
+    y, inputs, *rest = _kernel(draft, stores, splits == 1)(
         inputs=[_padded(p.array) for p in parts]
         + [columns, rows.table, weights.conv, *(_padded(x) for x in (weights.A_log, weights.dt_bias, weights.norm))]
         + [_scalar(weights.eps), memory.inputs, memory.state]
@@ -111,12 +113,13 @@ def delta_step(
         ],
         grid=(threads, Hv * splits, B),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(N, Hv, Dv), (B * (W - 1) + P, conv_dim), memory.state.shape, *held],
-        output_dtypes=[dtype if splits == 1 else mx.float32, dtype, *[mx.float32] * (1 + len(held))],
+        output_shapes=[(N, Hv, Dv), (B * (W - 1) + P, conv_dim), *held, *[memory.state.shape] * stores],
+        output_dtypes=[dtype if splits == 1 else mx.float32, dtype, *[mx.float32] * (len(held) + stores)],
     )
     if splits > 1:
         y = _gated_norm(y, projected.z, weights)
-    return y, DeltaMemory(inputs, state, HeldWindow(*window) if draft else None)
+    state = rest[-1] if stores else memory.state
+    return y, DeltaMemory(inputs, state, HeldWindow(*rest[:4]) if draft else None)
 
 
 def _gated_norm(y: mx.array, z: Columns, weights: DeltaWeights) -> mx.array:
@@ -188,10 +191,9 @@ def _scalar(value: float) -> mx.array:
     return mx.array(value, mx.float32)
 
 
-# The kernel's body: what an output is not there for, the preparation, and one of the two ways to end.
-NOTHING_HELD = """
-device float *new_k = nullptr, *new_v = nullptr, *new_log_decay = nullptr, *new_beta = nullptr;
-"""
+# The kernel's body: what a variant does not put out, the preparation, and one of the two ways to end.
+HELD = ("new_k", "new_v", "new_log_decay", "new_beta")
+ABSENT = "device float* {} = nullptr;\n"
 PREPARE = """
 using Shape = DeltaShape<HK, HV, DK, DV, WIDTH, TOKENS, SPLITS>;
 threadgroup float4 q[TOKENS * DK / 4];
@@ -242,14 +244,16 @@ qkv z a b columns rows conv A_log dt_bias norm eps held_inputs state held_k held
 
 
 @functools.cache
-def _kernel(draft: bool, with_norm: bool) -> Any:
-    held = ["new_k", "new_v", "new_log_decay", "new_beta"]
+def _kernel(draft: bool, stores: bool, with_norm: bool) -> Any:
+    """stores: S is put out"""
+    present = [*HELD * draft, *["new_state"] * stores]
+    absent = [name for name in (*HELD, "new_state") if name not in present]
     return mx.fast.metal_kernel(
-        name="delta_step" + "_draft" * draft + "_norm" * with_norm,
+        name="delta_step" + "_draft" * draft + "_state" * stores + "_norm" * with_norm,
         input_names=INPUTS.split(),
-        output_names=["output", "new_inputs", "new_state", *(held if draft else [])],
+        output_names=["output", "new_inputs", *present],
         header=metal_text("delta_step"),
-        source=("" if draft else NOTHING_HELD) + PREPARE + (RECUR_AND_NORM if with_norm else RECUR),
+        source="".join(map(ABSENT.format, absent)) + PREPARE + (RECUR_AND_NORM if with_norm else RECUR),
     )
 
 
