@@ -14,6 +14,7 @@ struct Sizes {
 // held[m]: in lane k, the k-th choice of token m.
 template <typename Z>
 METAL_FUNC void load_choices(const device uint* chosen, thread uint* held, uint lane) {
+#pragma clang loop unroll(full)
   for (int m = 0; m < Z::tokens; m++) {
     held[m] = lane < uint(Z::chosen) ? chosen[m * Z::columns + lane] : NO_EXPERT;
   }
@@ -23,6 +24,7 @@ METAL_FUNC void load_choices(const device uint* chosen, thread uint* held, uint 
 template <typename Z>
 METAL_FUNC uint tokens_of(uint expert, const thread uint* held, thread uint* slots, uint lane) {
   uint who = 0;
+#pragma clang loop unroll(full)
   for (int m = 0; m < Z::tokens; m++) {
     slots[m] = simd_min(held[m] == expert ? lane : NOT_CHOSEN);
     who |= slots[m] == NOT_CHOSEN ? 0 : 1u << m;
@@ -34,6 +36,7 @@ METAL_FUNC uint tokens_of(uint expert, const thread uint* held, thread uint* slo
 template <typename Z>
 METAL_FUNC uint next_expert(uint first, const thread uint* held) {
   uint lowest = NO_EXPERT;
+#pragma clang loop unroll(full)
   for (int m = 0; m < Z::tokens; m++) {
     lowest = metal::min(lowest, held[m] < first ? NO_EXPERT : held[m]);
   }
@@ -61,13 +64,16 @@ METAL_FUNC void swiglu_rows(
   uint from[N];
   float factor[N];
   float sums[N * 2 * PER] = {0};
+#pragma clang loop unroll(full)
   for (int m = 0; m < N; m++) {
     from[m] = m * Z::model;
     factor[m] = 1;
   }
   add_rows<F, Z::model, 2, PER, N>(matrices, x, from, factor, who, sums, lane);
+#pragma clang loop unroll(full)
   for (int m = 0; m < N; m++) {
     if (who >> m & 1) {
+#pragma clang loop unroll(full)
       for (int r = 0; r < PER; r++) {
         const float g = simd_sum(sums[(m * 2) * PER + r]);
         const float u = simd_sum(sums[(m * 2 + 1) * PER + r]);
@@ -105,6 +111,7 @@ METAL_FUNC void gate_up(
       swiglu_rows<T, F, Z, Z::routed, PER>(x, gate, up, hidden, slots, who, expert, row, lane);
     }
   } else {
+#pragma clang loop unroll(full)
     for (int m = 0; m < Z::tokens; m++) {
       slots[m] = 0;
     }
@@ -137,6 +144,7 @@ METAL_FUNC void down(
   // In rising order, whoever else is there: so a token's sum does not depend, to the bit, on its company.
   for (uint expert = next_expert<Z>(0, held); expert != NO_EXPERT; expert = next_expert<Z>(expert + 1, held)) {
     const uint who = tokens_of<Z>(expert, held, slots, lane);
+#pragma clang loop unroll(full)
     for (int m = 0; m < N; m++) {
       const bool takes = who >> m & 1;
       from[m] = takes ? m * Z::hidden + slots[m] * Z::routed : 0;
@@ -145,13 +153,16 @@ METAL_FUNC void down(
     const Rows<S> rows = rows_of<F, Z::routed>(routed, expert, row);
     add_rows<F, Z::routed, 1, PER, N>(&rows, hidden, from, factor, who, sums, lane);
   }
+#pragma clang loop unroll(full)
   for (int m = 0; m < N; m++) {
     from[m] = m * Z::hidden + Z::chosen * Z::routed;
     factor[m] = weights[m * Z::columns + Z::chosen];
   }
   const Rows<SS> rows = rows_of<SF, Z::shared>(shared, 0, row);
   add_rows<SF, Z::shared, 1, PER, N>(&rows, hidden, from, factor, (1u << N) - 1, sums, lane);
+#pragma clang loop unroll(full)
   for (int m = 0; m < N; m++) {
+#pragma clang loop unroll(full)
     for (int r = 0; r < PER; r++) {
       const float sum = simd_sum(sums[m * PER + r]);
       if (lane == 0) {

@@ -140,6 +140,13 @@ class ExpertWeights:
         """Values between the two launches, a token: of the chosen experts, then of the shared one."""
         return self.chosen * self.gate.rows + self.shared_gate.rows
 
+    @functools.cached_property
+    def shape_class(self) -> str:
+        """What decides how fast a kernel is on these: sizes and formats, for whoever remembers measurements."""
+        pairs = [(self.gate, self.down), (self.shared_gate, self.shared_down)]
+        parts = [f"{first.rows} {first.format} {second.format}" for first, second in pairs]
+        return f"{self.chosen} of {self.gate.weight.shape[0]} x {self.width} x {' + '.join(parts)}"
+
     def active_bytes(self) -> int:
         """What one token cannot do without: its experts' rows and the shared one's, read once."""
         routed = sum(m.rows * m.row_bytes() for m in (self.gate, self.up, self.down))

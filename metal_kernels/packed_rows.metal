@@ -1,4 +1,5 @@
 // Rows of packed weights times the inputs of a few tokens, by one simdgroup. What the modes mean is MLX's definition.
+// Loops over arrays of a thread's own are unrolled whole: indexed at run time, they would not stay in registers.
 
 constant constexpr int AFFINE = 0;  // BITS of 2, 3, 4, 5, 6, 8: code * scale + bias
 constant constexpr int MXFP4 = 1;   // e2m1, scales e8m0
@@ -149,7 +150,7 @@ METAL_FUNC float load_inputs(const device T* from, thread float* x) {
     x[i] = float(from[i]);
     total += x[i];
     if (F::mode == AFFINE && in_one_word(i, F::bits)) {
-      x[i] /= float(1u << (i * F::bits % 16));
+      x[i] *= 1.0f / float(1u << (i * F::bits % 16));
     }
   }
   return total;
@@ -169,15 +170,19 @@ METAL_FUNC void add_rows(
   static_assert(C % RUN == 0 && C % F::group == 0 && F::group % RUN == 0, "a run has one scale");
   for (uint column = lane * RUN; column < uint(C); column += 32 * RUN) {
     Run<F::bits> runs[MATRICES * PER];
+#pragma clang loop unroll(full)
     for (int j = 0; j < MATRICES; j++) {
+#pragma clang loop unroll(full)
       for (int r = 0; r < PER; r++) {
         runs[j * PER + r] = load_run<F>(matrices[j], r * C + column);
       }
     }
+#pragma clang loop unroll(full)
     for (int m = 0; m < N; m++) {
       if (who >> m & 1) {
         float inputs[RUN];
         const float total = load_inputs<F>(x + from[m] + column, inputs);
+#pragma clang loop unroll(full)
         for (int r = 0; r < MATRICES * PER; r++) {
           sums[m * MATRICES * PER + r] += factor[m] * dot_run<F>(runs[r], inputs, total);
         }

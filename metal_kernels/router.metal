@@ -14,6 +14,7 @@ METAL_FUNC void route(
   weights += size_t(row) * P;
   float held[PER];
   bool broken = false;
+#pragma clang loop unroll(full)
   for (int p = 0; p < PER; p++) {
     const uint expert = p * 32 + lane;
     held[p] = expert < uint(E) ? float(logits[expert]) : -INFINITY;
@@ -29,6 +30,7 @@ METAL_FUNC void route(
   for (int k = 0; k < K; k++) {
     float best = -INFINITY;
     uint who = NO_EXPERT;
+#pragma clang loop unroll(full)
     for (int p = 0; p < PER; p++) {
       const uint expert = p * 32 + lane;
       // A lane's experts are in rising order: of equals, the first stays.

@@ -1,6 +1,6 @@
 """The router behind its matmul: softmax, the K largest, renormalised, and the shared expert's gate, in one launch.
 
-`route_reference` is the definition; `route` runs anywhere; `route_metal` is the kernel. What they return goes into
+`route_reference` is the definition, and runs anywhere; `route_metal` is the kernel. What they return goes into
 expert_mlp.py as it is. Which of them is used is decided elsewhere.
 """
 
@@ -36,25 +36,12 @@ def route_reference(logits: mx.array, experts: int, chosen: int) -> tuple[mx.arr
     -> weights [..., P], float32: K that sum to one, then sigmoid of the shared gate, then zeros
     """
     wide = logits[..., : experts + 1].astype(mx.float32)
-    # MLX's sort is stable. Argpartition's choice among equals would depend on the device.
-    indices = mx.argsort(-wide[..., :experts], axis=-1)[..., :chosen]
-    return _routing(wide, experts, indices)
-
-
-def route(logits: mx.array, experts: int, chosen: int) -> tuple[mx.array, mx.array]:
-    """The same by a partial sort, on any device; neither order nor the choice among equals is defined."""
-    wide = logits[..., : experts + 1].astype(mx.float32)
-    indices = mx.argpartition(-wide[..., :experts], chosen - 1, axis=-1)[..., :chosen]
-    return _routing(wide, experts, indices)
-
-
-def _routing(wide: mx.array, experts: int, indices: mx.array) -> tuple[mx.array, mx.array]:
-    """wide: [..., E + 1] -> the routing [..., P] of the experts at `indices`: [..., K]."""
-    probabilities = mx.softmax(wide[..., :experts], axis=-1)
-    weights = mx.take_along_axis(probabilities, indices, axis=-1)
+    # MLX's sort is stable. Argpartition's choice among equals, and its order, would depend on the device.
+    indices = mx.stop_gradient(mx.argsort(-wide[..., :experts], axis=-1)[..., :chosen])
+    weights = mx.take_along_axis(mx.softmax(wide[..., :experts], axis=-1), indices, axis=-1)
     weights = weights / weights.sum(-1, keepdims=True)
-    rest = mx.zeros((*indices.shape[:-1], columns(indices.shape[-1]) - indices.shape[-1]))
     shared = mx.sigmoid(wide[..., experts:])
+    rest = mx.zeros((*logits.shape[:-1], columns(chosen) - chosen))
     return (
         mx.concatenate([indices.astype(mx.uint32), rest.astype(mx.uint32)], axis=-1),
         mx.concatenate([weights, shared, rest[..., 1:]], axis=-1),

@@ -290,6 +290,13 @@ def test_weights_that_would_be_copied_at_every_call_are_refused() -> None:
     assert block.complaint() is None
 
 
+def test_shape_class_tells_formats_and_sizes_apart() -> None:
+    made = [experts_of(4, 64, 64, 2), experts_of(4, 64, 64, 1), experts_of(4, 64, 64, 2, (8, 64, "affine"))]
+    made += [experts_of(4, 64, 64, 2, shared=(32, None)), experts_of(4, 128, 64, 2), experts_of(4, 64, 32, 2, None)]
+    assert len({one.shape_class for one in made}) == len(made)
+    assert experts_of(4, 64, 64, 2).shape_class == made[0].shape_class
+
+
 def test_weights_and_arguments_that_do_not_fit_are_named() -> None:
     good = experts_of(4, 64, 64, 2)
     shared: Any = (good.shared_gate, good.shared_up, good.shared_down, 2)
