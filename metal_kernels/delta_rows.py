@@ -8,6 +8,7 @@ W width of the convolution, conv_dim = 2 Hk Dk + Hv Dv. Value head h reads key h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,14 +40,51 @@ class Projected:
 
 @dataclass(frozen=True)
 class DeltaWeights:
-    """conv: [conv_dim, W, 1]   A_log, dt_bias: [Hv]   norm: [Dv], eps: of the gated RMSNorm. All float32 but conv."""
+    """conv: [conv_dim, W, 1]   A_log, dt_bias: [Hv]   norm: [Dv], eps: of the gated RMSNorm. All float32 but conv.
+
+    Made once a layer, and checked here; raises ValueError.
+    """
 
     conv: mx.array
     A_log: mx.array
     dt_bias: mx.array
     norm: mx.array
     eps: float
-    key_heads: int
+    Hk: int
+
+    def __post_init__(self) -> None:
+        vectors = (self.A_log, self.dt_bias, self.norm)
+        if any(x.ndim != 1 or x.dtype != mx.float32 for x in vectors) or self.A_log.shape != self.dt_bias.shape:
+            found = ", ".join(f"{x.shape} {x.dtype}" for x in vectors)
+            raise ValueError(
+                f"[delta_step] A_log, dt_bias and norm are {found} but must be [Hv], [Hv] and [Dv] float32"
+            )
+        rest = self.conv_dim - self.Hv * self.Dv
+        if self.Hv % self.Hk or rest <= 0 or rest % (2 * self.Hk):
+            raise ValueError(
+                f"[delta_step] conv {self.conv.shape} is no 2 Hk Dk + Hv Dv channels, "
+                f"with Hk = {self.Hk}, Hv = {self.Hv} a multiple of it, and Dv = {self.Dv}"
+            )
+
+    @functools.cached_property
+    def conv_dim(self) -> int:
+        return self.conv.shape[0]
+
+    @functools.cached_property
+    def W(self) -> int:
+        return self.conv.shape[1]
+
+    @functools.cached_property
+    def Hv(self) -> int:
+        return self.A_log.shape[0]
+
+    @functools.cached_property
+    def Dv(self) -> int:
+        return self.norm.shape[0]
+
+    @functools.cached_property
+    def Dk(self) -> int:
+        return (self.conv_dim - self.Hv * self.Dv) // (2 * self.Hk)
 
 
 @dataclass(frozen=True)

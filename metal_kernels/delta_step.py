@@ -48,8 +48,7 @@ def _row(
     projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, i: int, draft: bool
 ) -> tuple[mx.array, ...]:
     """Of one row: output, inputs, state [1, Hv, Dv, Dk], and of a draft k, v, log decay and beta."""
-    Hv, Dv, Dk = memory.state.shape[1:]
-    Hk, (conv_dim, W, _) = weights.key_heads, weights.conv.shape
+    Hk, Hv, Dk, Dv, W = weights.Hk, weights.Hv, weights.Dk, weights.Dv, weights.W
     state, start, T = memory.state[i : i + 1], rows.starts[i], rows.tokens[i]
     if memory.window is not None and rows.kept[i]:
         kept = slice(rows.held_starts[i], rows.held_starts[i] + rows.kept[i])
@@ -59,7 +58,7 @@ def _row(
 
     tail_start = rows.held_starts[i] + i * (W - 1) + rows.kept[i]
     window = slice(start, start + T)
-    raw = mx.concatenate([memory.inputs[tail_start : tail_start + W - 1], projected.qkv.cut(conv_dim)[window]])
+    raw = mx.concatenate([memory.inputs[tail_start : tail_start + W - 1], projected.qkv.cut(weights.conv_dim)[window]])
     wide, taps = raw.astype(mx.float32), weights.conv.astype(mx.float32)
     mixed = nn.silu(sum(wide[w : w + T] * taps[:, w, 0] for w in range(W)))  # [T, conv_dim]
     q, k, v = mx.split(mixed, [Hk * Dk, 2 * Hk * Dk], axis=-1)
@@ -91,9 +90,9 @@ def delta_step(
     splits: threadgroups a value head. With 1 the gated norm is in the same launch; with more, which large chips need
     when there are few heads, it is a second one.
     """
-    shape = _check(projected, weights, memory, rows, splits)
-    Hk, Hv, Dk, Dv, W, B, N = shape
-    conv_dim, dtype = weights.conv.shape[0], projected.z.array.dtype
+    _check(projected, weights, memory, rows, splits)
+    Hk, Hv, Dk, Dv, W = weights.Hk, weights.Hv, weights.Dk, weights.Dv, weights.W
+    B, N, dtype = len(rows.tokens), sum(rows.tokens), projected.z.array.dtype
     P, held = (N, [(N, Hk, Dk), (N, Hv, Dv), (N, Hv), (N, Hv)]) if draft else (0, [])
     parts = [projected.qkv, projected.z, projected.a, projected.b]
     columns = _columns(tuple((p.array.shape[1], p.first) for p in parts))
@@ -113,7 +112,7 @@ def delta_step(
         ],
         grid=(threads, Hv * splits, B),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(N, Hv, Dv), (B * (W - 1) + P, conv_dim), *held, *[memory.state.shape] * stores],
+        output_shapes=[(N, Hv, Dv), (B * (W - 1) + P, weights.conv_dim), *held, *[memory.state.shape] * stores],
         output_dtypes=[dtype if splits == 1 else mx.float32, dtype, *[mx.float32] * (len(held) + stores)],
     )
     if splits > 1:
@@ -136,37 +135,30 @@ def _gated_norm(y: mx.array, z: Columns, weights: DeltaWeights) -> mx.array:
     )[0]
 
 
-def _check(
-    projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, splits: int
-) -> tuple[int, int, int, int, int, int, int]:
-    """Hk, Hv, Dk, Dv, W, B, N. The kernel trusts every shape: what does not fit is named here."""
-    B, Hv, Dv, Dk = memory.state.shape
-    Hk, (conv_dim, W, _) = weights.key_heads, weights.conv.shape
-    N, P, held = sum(rows.tokens), sum(rows.held), memory.window
-    if conv_dim != 2 * Hk * Dk + Hv * Dv or Hv % Hk or Dk % 4 or Dv % splits or Dv // splits * 4 > MOST_THREADS:
+def _check(projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, splits: int) -> None:
+    """The kernel trusts every shape: what does not fit is named here."""
+    w, N, P = weights, sum(rows.tokens), sum(rows.held)
+    B, Hv, Dv, Dk, dtype = len(rows.tokens), w.Hv, w.Dv, w.Dk, projected.z.array.dtype
+    if Dk % 4 or Dv % splits or Dv // splits * 4 > MOST_THREADS:
         raise ValueError(
-            f"[delta_step] conv {weights.conv.shape}, {Hk} key heads and state {memory.state.shape} in {splits} splits "
-            f"do not fit: Hk should divide Hv, 4 divide Dk, the splits Dv with at most {MOST_THREADS // 4} rows each"
+            f"[delta_step] Dk = {Dk} must be a multiple of 4, and Dv = {Dv} of the {splits} splits, "
+            f"with at most {MOST_THREADS // 4} rows of S each"
         )
-    dtype, float32 = projected.z.array.dtype, mx.float32
-    checked: list[tuple[str, mx.array, tuple[int, ...], mx.Dtype]] = [
-        ("state", memory.state, (len(rows.tokens), Hv, Dv, Dk), float32),
-        ("inputs", memory.inputs, (B * (W - 1) + P, conv_dim), dtype),
-        *[(n, getattr(weights, n), (Hv,), float32) for n in ("A_log", "dt_bias")],
-        ("norm", weights.norm, (Dv,), float32),
-    ]
-    for name, width in (("qkv", conv_dim), ("z", Hv * Dv), ("a", Hv), ("b", Hv)):
-        part: Columns = getattr(projected, name)
-        checked.append((name, part.array, (N, max(part.array.shape[-1], part.first + width)), dtype))
-    if held is not None:
-        shapes = {"k": (P, Hk, Dk), "v": (P, Hv, Dv), "log_decay": (P, Hv), "beta": (P, Hv)}
-        checked += [(f"held {name}", getattr(held, name), shape, float32) for name, shape in shapes.items()]
-    elif P:
+    if P and memory.window is None:
         raise ValueError(f"[delta_step] the rows hold windows of {rows.held} tokens, but the memory holds none")
-    for name, array, shape, wanted in checked:
-        if array.shape != shape or array.dtype != wanted:
-            raise ValueError(f"[delta_step] {name} is {array.shape} {array.dtype} but must be {shape} {wanted}")
-    return Hk, Hv, Dk, Dv, W, B, N
+    for name, width in (("qkv", w.conv_dim), ("z", Hv * Dv), ("a", Hv), ("b", Hv)):
+        part: Columns = getattr(projected, name)
+        _check_array(name, part.array, (N, max(part.array.shape[-1], part.first + width)), dtype)
+    _check_array("state", memory.state, (B, Hv, Dv, Dk), mx.float32)
+    _check_array("inputs", memory.inputs, (B * (w.W - 1) + P, w.conv_dim), dtype)
+    if memory.window is not None:
+        for name, shape in (("k", (P, w.Hk, Dk)), ("v", (P, Hv, Dv)), ("log_decay", (P, Hv)), ("beta", (P, Hv))):
+            _check_array(f"held {name}", getattr(memory.window, name), shape, mx.float32)
+
+
+def _check_array(name: str, array: mx.array, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"[delta_step] {name} is {array.shape} {array.dtype} but must be {shape} {dtype}")
 
 
 def _room(tokens: int) -> int:

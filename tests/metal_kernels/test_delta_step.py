@@ -260,7 +260,11 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     wrong = replace(of.projected, qkv=Columns(of.projected.qkv.array.astype(mx.float16)))
     with pytest.raises(ValueError, match=r"qkv is .*float16 but must be .*float32"):
         delta_step(wrong, of.weights, of.memory, of.rows, draft=False)
+    with pytest.raises(ValueError, match=r"with Hk = 3, Hv = 4"):
+        replace(of.weights, Hk=3)
+    with pytest.raises(ValueError, match=r"\(4,\) mlx.core.float16"):
+        replace(of.weights, A_log=of.weights.A_log.astype(mx.float16))
     with pytest.raises(ValueError, match="the memory holds none"):
         delta_step(of.projected, of.weights, of.memory, StepRows([2], [1], [1]), draft=False)
-    with pytest.raises(ValueError, match="in 5 splits"):
+    with pytest.raises(ValueError, match="of the 5 splits"):
         delta_step(*of.arguments, draft=False, splits=5)
