@@ -251,7 +251,10 @@ def test_router_and_experts_equal_the_models_layer(metal: Session | None) -> Non
 
 @pytest.mark.metal
 def test_offsets_past_32_bits() -> None:
-    """397B: 512 experts of 1,024 rows of 4,096. At 8 bits the last byte is past 2^31, unpacked floats are past 2^33."""
+    """397B: 512 experts of 1,024 rows of 4,096. At 8 bits they end at byte 2^31; unpacked floats at word 2^32.
+
+    Twice as many experts show that 64 bits are used, not 32 that just suffice.
+    """
     from tests.metal_emulator.compile import Unit
     from tests.metal_emulator.kernel import Kernel, Out
 
@@ -270,12 +273,12 @@ def test_offsets_past_32_bits() -> None:
     }
     """
     )
-    experts = np.array([0, 255, 511], np.uint32)
-    buffers = {0: np.zeros(8, np.uint32), 1: experts, 2: Out((6,), np.uint64)}
-    done = Kernel(Unit(text, "offsets")).run(buffers, (3, 1, 1), (3, 1, 1))
+    experts = np.array([0, 255, 511, 1023], np.uint32)
+    buffers = {0: np.zeros(8, np.uint32), 1: experts, 2: Out((8,), np.uint64)}
+    done = Kernel(Unit(text, "offsets")).run(buffers, (4, 1, 1), (4, 1, 1))
     wanted = [(e * 1024 + 1023) * 4096 * size for e in experts.tolist() for size in (1, 4)]
     assert done.outputs[2].tolist() == wanted
-    assert wanted[-1] > 2**32
+    assert wanted[-1] > 2 * 2**32
 
 
 def test_weights_that_would_be_copied_at_every_call_are_refused() -> None:
