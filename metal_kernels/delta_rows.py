@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -110,6 +111,25 @@ class DeltaMemory:
     inputs: mx.array
     state: mx.array
     window: HeldWindow | None = None
+
+
+class Stepped(NamedTuple):
+    """What a step returns. output: [N, Hv, Dv]   the others: as in DeltaMemory, of the rows after the step"""
+
+    output: mx.array
+    inputs: mx.array
+    state: mx.array
+    k: mx.array | None = None
+    v: mx.array | None = None
+    log_decay: mx.array | None = None
+    beta: mx.array | None = None
+
+    @property
+    def memory(self) -> DeltaMemory:
+        _, inputs, state, k, v, log_decay, beta = self
+        if k is None or v is None or log_decay is None or beta is None:
+            return DeltaMemory(inputs, state)
+        return DeltaMemory(inputs, state, HeldWindow(k, v, log_decay, beta))
 
 
 class StepRows:

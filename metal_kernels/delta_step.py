@@ -21,6 +21,7 @@ from mlx_qwen35.metal_kernels.delta_rows import (
     DeltaWeights,
     HeldWindow,
     Projected,
+    Stepped,
     StepRows,
 )
 from mlx_qwen35.metal_kernels.delta_rule import gated_delta_stepwise
@@ -32,16 +33,15 @@ SMALLEST = 8  # elements; MLX hands smaller inputs to a kernel in another addres
 
 
 def delta_step_reference(
-    projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, *, draft: bool
-) -> tuple[mx.array, DeltaMemory]:
+    projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, draft: bool
+) -> Stepped:
     """The definition, row by row: convolution, SiLU, norms, gates, delta rule and gated norm in float32, rounded once.
 
     draft: hold the windows until the next step says how much of them stays; otherwise all of it does.
-    -> output [N, Hv, Dv] in z's dtype, memory after the step
+    -> the output in z's dtype, and what the rows remember after the step
     """
     mixed = [_row(projected, weights, memory, rows, i, draft) for i in range(len(rows.tokens))]
-    outputs, inputs, states, *held = (mx.concatenate(list(arrays)) for arrays in zip(*mixed))
-    return outputs, DeltaMemory(inputs, states, HeldWindow(*held) if draft else None)
+    return Stepped(*[mx.concatenate(list(arrays)) for arrays in zip(*mixed)])
 
 
 def _row(
@@ -83,8 +83,8 @@ def _l2_norm(x: mx.array) -> mx.array:
 
 
 def delta_step(
-    projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, *, draft: bool, splits: int = 1
-) -> tuple[mx.array, DeltaMemory]:
+    projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, draft: bool, splits: int = 1
+) -> Stepped:
     """The same on Metal. Shapes as in `delta_step_reference`; Dk a multiple of 4, Dv / splits at most 256.
 
     splits: threadgroups a value head. With 1 the gated norm is in the same launch; with more, which large chips need
@@ -118,7 +118,7 @@ def delta_step(
     if splits > 1:
         y = _gated_norm(y, projected.z, weights)
     state = rest[-1] if stores else memory.state
-    return y, DeltaMemory(inputs, state, HeldWindow(*rest[:4]) if draft else None)
+    return Stepped(y, inputs, state, *rest[: len(held)])
 
 
 def _gated_norm(y: mx.array, z: Columns, weights: DeltaWeights) -> mx.array:

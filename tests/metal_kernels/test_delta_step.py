@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.caches.delta_state import DeltaState
-from mlx_qwen35.metal_kernels.delta_rows import Columns, DeltaMemory, DeltaWeights, Projected, StepRows
+from mlx_qwen35.metal_kernels.delta_rows import Columns, DeltaMemory, DeltaWeights, Projected, Stepped, StepRows
 from mlx_qwen35.metal_kernels.delta_step import delta_step, delta_step_reference
 from mlx_qwen35.models.delta_net import GatedDeltaNet
 from mlx_qwen35.models.windows import Part
@@ -18,7 +18,7 @@ from tests.metal_emulator import SCHEDULES, Session
 from tests.metal_kernels.delta_examples import Example, Shape, example, random_memory, random_projected, random_weights
 from tests.support.networks import network
 
-Step = Callable[..., tuple[mx.array, DeltaMemory]]
+Step = Callable[..., Stepped]
 
 ROUNDING = {mx.float32: 0.0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
 # Sums of float32 in another order, of the largest number: measured up to 4e-7.
@@ -35,19 +35,17 @@ def close(name: str, got: mx.array, wanted: mx.array, rounding: float = 0.0) -> 
     assert np.all(np.abs(a - b) <= rounding * np.abs(b) + FLOAT32 * np.abs(b).max()), name
 
 
-def same(got: tuple[mx.array, DeltaMemory], of: Example, draft: bool) -> None:
+def same(got: Stepped, of: Example, draft: bool) -> None:
     """Everything a step returns, against the definition; what is only moved must be the same to the bit."""
-    output, memory = got
-    wanted_output, wanted = delta_step_reference(*of.in_float32().arguments, draft=draft)
+    wanted = delta_step_reference(*of.in_float32().arguments, draft)
     dtype = of.projected.z.array.dtype
-    assert output.dtype == memory.inputs.dtype == dtype
-    close("output", output, wanted_output, ROUNDING[dtype])
-    close("state", memory.state, wanted.state)
-    assert mx.array_equal(memory.inputs.astype(mx.float32), wanted.inputs)
-    assert (memory.window is None) == (not draft)
-    if memory.window is not None:
-        for name, array in vars(wanted.window).items():
-            close(name, getattr(memory.window, name), array)
+    assert got.output.dtype == got.inputs.dtype == dtype
+    assert mx.array_equal(got.inputs.astype(mx.float32), wanted.inputs)
+    close("output", got.output, wanted.output, ROUNDING[dtype])
+    assert [x is None for x in got] == [x is None for x in wanted] == [False] * 3 + [not draft] * 4
+    for name, a, b in list(zip(Stepped._fields, got, wanted))[2:]:
+        if a is not None and b is not None:
+            close(name, a, b)
 
 
 def of_layer(layer: GatedDeltaNet) -> DeltaWeights:
@@ -78,7 +76,8 @@ def follow_the_layer(step: Step) -> None:
         wanted = layer.packed(x, [Part(0, 1, tokens, cache, draft)])
         projections = (layer.in_proj_qkv, layer.in_proj_z, layer.in_proj_a, layer.in_proj_b)
         projected = Projected(*[Columns(p(x)[0]) for p in projections])
-        output, memory = step(projected, weights, memory, StepRows([tokens], [held], [kept]), draft=draft)
+        output, *_ = stepped = step(projected, weights, memory, StepRows([tokens], [held], [kept]), draft)
+        memory = stepped.memory
         close("output", layer.out_proj(output.reshape(1, tokens, -1)), wanted)
         held, kept = (tokens, then_kept) if draft else (0, 0)
         if draft:
@@ -146,7 +145,7 @@ def test_gates_keep_their_digits_where_they_hardly_forget(metal: Session | None)
     of = example(Shape(1, 8, 16, 8), [8])
     a = mx.linspace(-60, 60, 64).reshape(8, 8)  # decays of 1 - 1e-26 add up over a long text, if they are not 1
     of = replace(of, projected=replace(of.projected, a=Columns(a), b=Columns(a * 2)))
-    got, wanted = (step(*of.arguments, draft=True)[1].window for step in (delta_step, delta_step_reference))
+    got, wanted = (step(*of.arguments, draft=True).memory.window for step in (delta_step, delta_step_reference))
     assert got is not None
     assert wanted is not None
     for name in ("log_decay", "beta"):
@@ -157,7 +156,7 @@ def test_gates_keep_their_digits_where_they_hardly_forget(metal: Session | None)
 @pytest.mark.parametrize("splits", [1, 4])
 def test_a_row_does_not_depend_on_its_company(metal: Session | None, splits: int) -> None:
     of = example(SMALL, tokens=[5, 8, 6], held=[3, 0, 4], kept=[1, 0, 4])
-    together, _ = delta_step(*of.arguments, draft=True, splits=splits)
+    together = delta_step(*of.arguments, draft=True, splits=splits).output
     rows, W = of.rows, SMALL.W
     for i in range(3):
         mine = slice(rows.starts[i], rows.starts[i] + rows.tokens[i])
@@ -168,7 +167,7 @@ def test_a_row_does_not_depend_on_its_company(metal: Session | None, splits: int
         memory = DeltaMemory(inputs, of.memory.state[i : i + 1], window if rows.held[i] else None)
         projected = Projected(*[Columns(p.array[mine]) for p in vars(of.projected).values()])
         one = StepRows(rows.tokens[i : i + 1], rows.held[i : i + 1], rows.kept[i : i + 1])
-        alone, _ = delta_step(projected, of.weights, memory, one, draft=True, splits=splits)
+        alone = delta_step(projected, of.weights, memory, one, draft=True, splits=splits).output
         assert mx.array_equal(alone, together[mine])
 
 
@@ -179,18 +178,17 @@ def test_verified_drafts_leave_the_state_of_plain_decoding(metal: Session | None
     drafted, held, kept = plain, 0, 0
     for tokens, stay in [(4, 2), (3, 0), (5, 5), (1, 1)]:
         projected = random_projected(SMALL, tokens, mx.float32)
-        outputs, drafted = delta_step(projected, weights, drafted, StepRows([tokens], [held], [kept]), draft=True)
-        held, kept = tokens, stay
+        verified = delta_step(projected, weights, drafted, StepRows([tokens], [held], [kept]), draft=True)
+        drafted, held, kept = verified.memory, tokens, stay
         for t in range(stay):
             token = Projected(*[Columns(p.array[t : t + 1]) for p in vars(projected).values()])
-            output, plain = delta_step(token, weights, plain, StepRows([1]), draft=False)
-            close("output", outputs[t : t + 1], output)
+            decoded = delta_step(token, weights, plain, StepRows([1]), draft=False)
+            close("output", verified.output[t : t + 1], decoded.output)
+            plain = decoded.memory
     projected = random_projected(SMALL, 1, mx.float32)
-    output, drafted = delta_step(projected, weights, drafted, StepRows([1], [held], [kept]), draft=False)
-    wanted, plain = delta_step(projected, weights, plain, StepRows([1]), draft=False)
-    assert mx.array_equal(output, wanted)
-    assert mx.array_equal(drafted.state, plain.state)
-    assert mx.array_equal(drafted.inputs, plain.inputs)
+    verified = delta_step(projected, weights, drafted, StepRows([1], [held], [kept]), draft=False)
+    decoded = delta_step(projected, weights, plain, StepRows([1]), draft=False)
+    assert all(mx.array_equal(a, b) for a, b in zip(verified[:3], decoded[:3]))
 
 
 @pytest.mark.metal
@@ -243,8 +241,7 @@ def test_verifying_moves_less_than_a_state_a_token_would(metal: Session | None) 
         # S in and out, and 14 % for all else. With a state a position it would be 4: S read once and written 3 times.
         assert metal.last.counters.device_bytes <= 2.3 * state
     nothing_kept = replace(of, rows=StepRows([3], [3], [0]))
-    _, memory = delta_step(*nothing_kept.arguments, draft=True)
-    assert memory.state is of.memory.state
+    assert delta_step(*nothing_kept.arguments, draft=True).state is of.memory.state
     if metal:
         assert metal.last.counters.device_bytes <= 1.3 * state
 
