@@ -114,6 +114,8 @@ def make_parser() -> Parser:
     measure = add("eval", run_eval, "Measure a conversion against its source.", "eval kl 4b ./Qwen3.5-4B-4bit")
     measure.later = _add_eval
     _add_app(add("app", run_app, "Chat in the browser.", "app 4b"))
+    kernels = add("kernels", run_kernels, "Count launches and bytes of a step, beside stock mlx-lm.", "kernels 35b-a3b")
+    kernels.add_argument("sizes", nargs="*", metavar="SIZE", help="which of the family (27b and the mixtures)")
     for name in ("chat", "generate", "app"):
         add_model_options(commands.choices[name])
     for name in ("chat", "generate"):
@@ -188,6 +190,12 @@ def run_eval(args: argparse.Namespace) -> None:
     from mlx_qwen35.convert.eval_command import run
 
     run(args)
+
+
+def run_kernels(args: argparse.Namespace) -> None:
+    from mlx_qwen35.counting.report import SIZES, print_report
+
+    print_report(args.sizes or SIZES)
 
 
 def run_app(args: argparse.Namespace) -> None:

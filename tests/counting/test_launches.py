@@ -1,0 +1,79 @@
+"""The table of launches, by hand for small graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import pytest
+
+from mlx_qwen35.counting.graph import record
+from mlx_qwen35.counting.launches import Tally, tally
+from mlx_qwen35.metal_kernels.rms_norm import add_rms_norm_metal
+
+X = mx.zeros((4, 16, 32), mx.bfloat16)
+
+
+def counted(function: Callable[..., mx.array | Sequence[mx.array]], *inputs: mx.array, **shares: float) -> Tally:
+    def listed(arrays: Sequence[mx.array]) -> list[mx.array]:
+        result = function(*arrays)
+        return [result] if isinstance(result, mx.array) else list(result)
+
+    graph = record(listed, list(inputs))
+    return tally(graph, {v.key: share for v, share in zip(graph.inputs, shares.values())})
+
+
+@pytest.mark.parametrize(
+    ("launches", "function"),
+    [
+        (0, lambda x: x.reshape(64, 32)[None].swapaxes(1, 2)[..., 3:5]),
+        (1, lambda x: x.swapaxes(0, 1).reshape(-1)),
+        (0, lambda x: x[:1].swapaxes(0, 1).reshape(-1)),  # turning an axis of one moves nothing
+        (1, lambda x: x.swapaxes(0, 1) * 2),
+        (1, lambda x: (x.swapaxes(0, 1) * 2).swapaxes(0, 1).reshape(-1)),  # a result lies as its input did
+        (2, lambda x: (x[:, ::2] * x[:, 1::2]).reshape(-1) + 1),  # but not where there are gaps
+        (2, lambda x: mx.concatenate([x, x], axis=1)),
+        (3, lambda x: mx.stack([x, x, x])),
+        (2, lambda x: mx.pad(x, [(0, 1), (0, 0), (0, 0)])),
+        (0, lambda x: mx.split(x, [3], axis=1)),
+        (1, lambda x: mx.fast.rms_norm(x, None, 1e-6)),
+        (2, lambda x: mx.fast.rms_norm(x[..., :16], None, 1e-6)),  # rows with gaps are copied first
+        (1, lambda x: mx.fast.rope(x, 32, traditional=False, base=1e4, scale=1, offset=3)),
+        (2, lambda x: mx.fast.rope(x, 8, traditional=False, base=1e4, scale=1, offset=3)),
+        (1, lambda x: mx.argpartition(x, 3, axis=-1)),
+        (1, lambda x: mx.softmax(x, axis=-1, precise=True)),
+        (1, lambda x: x.sum(-1)),
+        (0, lambda x: x.astype(mx.bfloat16)),
+    ],
+)
+def test_launches_of(launches: int, function: Callable[..., mx.array]) -> None:
+    assert counted(function, X).launches == launches
+
+
+def test_a_cache_write_moves_what_is_new() -> None:
+    def write(cache: mx.array, new: mx.array) -> mx.array:
+        cache[:, 3:4] = new
+        return cache
+
+    seen = counted(write, X, X[:, :1])
+    assert (seen.launches, seen.nbytes) == (1, 2 * 4 * 32 * 2)
+
+
+def test_a_kernel_that_is_given_strided_inputs_costs_their_copies() -> None:
+    weight = mx.ones(32)
+    assert counted(lambda x, w: add_rms_norm_metal(x, x, w, 1e-6), X, weight).launches == 1
+    assert counted(lambda x, w: add_rms_norm_metal(x[:, ::2], x[:, ::2], w, 1e-6), X, weight).launches == 3
+
+
+def test_bytes_of_a_product_of_which_a_part_is_read() -> None:
+    x, w = mx.zeros((1, 64), mx.bfloat16), mx.zeros((32, 64), mx.bfloat16)
+    assert counted(lambda x, w: x @ w.T, x, w).nbytes == 2 * (64 + 32 * 64 + 32)
+    assert counted(lambda x, w: x @ w.T, x, w, x=1.0, w=0.25).nbytes == 2 * (64 + 8 * 64 + 32)
+
+
+def test_what_is_broadcast_is_read_once() -> None:
+    assert counted(lambda x, y: x * y, X, mx.zeros((1, 1, 32), mx.bfloat16)).nbytes == 2 * (2 * 4 * 16 * 32 + 32)
+
+
+def test_a_lookup_reads_the_rows_it_wants() -> None:
+    assert counted(lambda w, i: w[i], mx.zeros((1000, 32), mx.bfloat16), mx.zeros(2, mx.int32)).nbytes == 2 * 128 + 8
