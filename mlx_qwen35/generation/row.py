@@ -132,7 +132,8 @@ class Row:
     # The end
 
     def progress(self, done: int) -> None:
-        if not self.answered:
+        # A reader who is that far behind is shown the later ones; tokens are what may make it pause.
+        if not self.answered and self.line.waiting < UNREAD // 2:
             self.line.put(Prefilled(done, self.prompt_tokens, self.line.reuse.cached))
 
     def end(self, reason: EndReason) -> None:
