@@ -1,8 +1,8 @@
 // The feed-forward of a few tokens through the experts they chose: two kernels, gate_up and down. After
 // packed_rows.metal; expert_mlp.py has the definition and the launches.
 
-constant constexpr uint NOT_CHOSEN = 32;  // no lane
-constant constexpr uint NO_EXPERT = 0xffffffff;
+// No variables: those in `constant` memory may not meet a thread's own in one conditional.
+enum : uint { NO_EXPERT = 0xffffffff, NOT_CHOSEN = 32 };
 
 // C model's width; E_WIDTH, S_WIDTH of a routed and of the shared expert; K experts a token in rows of P; N tokens.
 template <int C, int E_WIDTH, int S_WIDTH, int K, int P, int N>

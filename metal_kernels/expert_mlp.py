@@ -8,6 +8,7 @@ router.py's. Which of them is used is decided elsewhere.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -99,18 +100,10 @@ def expert_mlp_metal(
 def gate_up_metal(x: mx.array, chosen: mx.array, experts: ExpertWeights, simdgroups: int = SIMDGROUPS) -> mx.array:
     """The first launch. Shapes as in `gate_up_reference`."""
     tokens = _checked("x", x, experts.width, chosen, experts)
-    # Two matrices' rows at once: with many tokens their sums would fill the registers.
-    per = 4 if tokens <= MOST_TOKENS // 2 else 2
-    widest = max(experts.gate.rows, experts.shared_gate.rows)
-    pairs = (experts.gate, experts.up, experts.shared_gate, experts.shared_up)
-    return _kernel("gate_up")(
-        inputs=[x, chosen, *(array for m in pairs for array in m.buffers)],
-        template=[*_template(x.dtype, tokens, per, experts, *pairs[::2]), *_second(*pairs[1::2])],
-        grid=(-(-widest // (simdgroups * per)) * simdgroups * SIMD, tokens * experts.chosen + 1, 1),
-        threadgroup=(simdgroups * SIMD, 1, 1),
-        output_shapes=[(*x.shape[:-1], experts.hidden)],
-        output_dtypes=[x.dtype],
-    )[0]
+    matrices, how = _ready(_gate_up_launch, x.dtype, tokens, experts, simdgroups)
+    shape = (*x.shape[:-1], experts.hidden)
+    kernel = _kernel("gate_up")
+    return kernel(inputs=[x, chosen, *matrices], output_shapes=[shape], output_dtypes=[x.dtype], **how)[0]
 
 
 def down_metal(
@@ -120,15 +113,10 @@ def down_metal(
     tokens = _checked("hidden", hidden, experts.hidden, chosen, experts)
     if weights.shape != chosen.shape or weights.dtype != mx.float32:
         raise ValueError(f"[expert_mlp] weights {weights.shape} {weights.dtype} must be {chosen.shape}, float32")
-    per = 4
-    return _kernel("down")(
-        inputs=[hidden, chosen, weights, *experts.down.buffers, *experts.shared_down.buffers],
-        template=_template(hidden.dtype, tokens, per, experts, experts.down, experts.shared_down),
-        grid=(-(-experts.width // (simdgroups * per)) * simdgroups * SIMD, 1, 1),
-        threadgroup=(simdgroups * SIMD, 1, 1),
-        output_shapes=[(*hidden.shape[:-1], experts.width)],
-        output_dtypes=[hidden.dtype],
-    )[0]
+    matrices, how = _ready(_down_launch, hidden.dtype, tokens, experts, simdgroups)
+    shape = (*hidden.shape[:-1], experts.width)
+    inputs = [hidden, chosen, weights, *matrices]
+    return _kernel("down")(inputs=inputs, output_shapes=[shape], output_dtypes=[hidden.dtype], **how)[0]
 
 
 def _checked(name: str, x: mx.array, width: int, chosen: mx.array, experts: ExpertWeights) -> int:
@@ -141,6 +129,46 @@ def _checked(name: str, x: mx.array, width: int, chosen: mx.array, experts: Expe
             f"{wanted}, uint32, for 1 to {MOST_TOKENS} tokens"
         )
     return tokens
+
+
+Launch = tuple[list[mx.array], dict[str, Any]]  # the weights' arrays, and what else does not change from call to call
+
+
+def _ready(
+    make: Callable[[mx.Dtype, int, ExpertWeights, int], Launch],
+    dtype: mx.Dtype,
+    tokens: int,
+    experts: ExpertWeights,
+    simdgroups: int,
+) -> Launch:
+    """Made once: it takes the host longer than all the rest of a call."""
+    key = (make, dtype, tokens, simdgroups)
+    if key not in experts.launches:
+        experts.launches[key] = make(dtype, tokens, experts, simdgroups)
+    return experts.launches[key]
+
+
+def _gate_up_launch(dtype: mx.Dtype, tokens: int, experts: ExpertWeights, simdgroups: int) -> Launch:
+    # Two matrices' rows at once: with many tokens their sums would fill the registers.
+    per = 4 if tokens <= MOST_TOKENS // 2 else 2
+    widest = max(experts.gate.rows, experts.shared_gate.rows)
+    pairs = (experts.gate, experts.up, experts.shared_gate, experts.shared_up)
+    template = [*_template(dtype, tokens, per, experts, *pairs[::2]), *_second(*pairs[1::2])]
+    arrays = [array for m in pairs for array in m.buffers]
+    return arrays, _grid(widest, per, simdgroups, tokens * experts.chosen + 1) | {"template": template}
+
+
+def _down_launch(dtype: mx.Dtype, tokens: int, experts: ExpertWeights, simdgroups: int) -> Launch:
+    per = 4
+    template = _template(dtype, tokens, per, experts, experts.down, experts.shared_down)
+    arrays = [*experts.down.buffers, *experts.shared_down.buffers]
+    return arrays, _grid(experts.width, per, simdgroups, 1) | {"template": template}
+
+
+def _grid(rows: int, per: int, simdgroups: int, high: int) -> dict[str, Any]:
+    """`per` rows a simdgroup, in whole threadgroups."""
+    threads = simdgroups * SIMD
+    return {"grid": (-(-rows // (simdgroups * per)) * threads, high, 1), "threadgroup": (threads, 1, 1)}
 
 
 def _template(

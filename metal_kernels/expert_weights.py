@@ -7,7 +7,8 @@ before every launch. Knows nothing of routing.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 
@@ -114,6 +115,7 @@ class ExpertWeights:
     shared_up: Matrices
     shared_down: Matrices
     chosen: int
+    launches: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # expert_mlp.py's, made ready
 
     def __post_init__(self) -> None:
         for name in ("gate", "up", "down", "shared_gate", "shared_up", "shared_down"):
@@ -130,12 +132,12 @@ class ExpertWeights:
                     f"{down.inputs} must be F x C, F x C and C x F, with one C of {self.width}"
                 )
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """C, the model's."""
         return self.gate.inputs
 
-    @property
+    @functools.cached_property
     def hidden(self) -> int:
         """Values between the two launches, a token: of the chosen experts, then of the shared one."""
         return self.chosen * self.gate.rows + self.shared_gate.rows

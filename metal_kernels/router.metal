@@ -1,7 +1,8 @@
 // The routing of one token by one simdgroup: top-k, softmax over it, the shared expert's gate. router.py has the
 // definition and the launch.
 
-constant constexpr uint NO_EXPERT = 0xffffffff;
+// No variable: one in `constant` memory may not meet a thread's own in one conditional.
+enum : uint { NO_EXPERT = 0xffffffff };
 
 // logits: [rows, W], experts first, then the shared expert's gate.   chosen, weights: [rows, P].
 // E experts, K of them chosen. A lane looks after experts lane, lane + 32, ...
