@@ -1,4 +1,4 @@
-"""Seeded inputs of a DeltaNet step, of any shape, as the layer would meet them."""
+"""Seeded inputs of a DeltaNet step, of any shape, as the layer would meet them; and what its results must be."""
 
 from __future__ import annotations
 
@@ -6,10 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
+import numpy as np
 
-from mlx_qwen35.metal_kernels.delta_rows import Columns, DeltaMemory, DeltaWeights, HeldWindow, Projected, StepRows
+from mlx_qwen35.metal_kernels.delta_rows import (
+    Columns,
+    DeltaMemory,
+    DeltaWeights,
+    HeldWindow,
+    Projected,
+    Stepped,
+    StepRows,
+)
+from mlx_qwen35.metal_kernels.delta_step import delta_step_reference
 
 EPS = 1e-6
+ROUNDING = {mx.float32: 0.0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
+# Sums of float32 in another order, of the largest number: measured up to 4e-7.
+FLOAT32 = 1e-5
 
 
 @dataclass(frozen=True)
@@ -84,3 +97,24 @@ def example(
     # The emulator runs a kernel as soon as it is called: inputs must not be generated within its time.
     mx.eval([vars(p) for p in (made.weights,)], made.memory.inputs, made.memory.state)
     return made
+
+
+def close(name: str, got: mx.array, wanted: mx.array, rounding: float = 0.0) -> None:
+    """Within one rounding of what the definition says in float32."""
+    assert got.shape == wanted.shape, name
+    a, b = (np.array(x.astype(mx.float32), np.float64) for x in (got, wanted))
+    # Compared so that a NaN fails.
+    assert np.all(np.abs(a - b) <= rounding * np.abs(b) + FLOAT32 * np.abs(b).max()), name
+
+
+def same(got: Stepped, of: Example, draft: bool) -> None:
+    """Everything a step returns, against the definition; what is only moved must be the same to the bit."""
+    wanted = delta_step_reference(*of.in_float32().arguments, draft)
+    dtype = of.projected.z.array.dtype
+    assert got.output.dtype == got.inputs.dtype == dtype
+    assert mx.array_equal(got.inputs.astype(mx.float32), wanted.inputs)
+    close("output", got.output, wanted.output, ROUNDING[dtype])
+    assert [x is None for x in got] == [x is None for x in wanted] == [False] * 3 + [not draft] * 4
+    for name, a, b in list(zip(Stepped._fields, got, wanted))[2:]:
+        if a is not None and b is not None:
+            close(name, a, b)

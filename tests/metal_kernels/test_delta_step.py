@@ -15,37 +15,22 @@ from mlx_qwen35.metal_kernels.delta_step import delta_step, delta_step_reference
 from mlx_qwen35.models.delta_net import GatedDeltaNet
 from mlx_qwen35.models.windows import Part
 from tests.metal_emulator import SCHEDULES, Session
-from tests.metal_kernels.delta_examples import Example, Shape, example, random_memory, random_projected, random_weights
+from tests.metal_kernels.delta_examples import (
+    FLOAT32,
+    Shape,
+    close,
+    example,
+    random_memory,
+    random_projected,
+    random_weights,
+    same,
+)
 from tests.support.networks import network
 
 Step = Callable[..., Stepped]
 
-ROUNDING = {mx.float32: 0.0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
-# Sums of float32 in another order, of the largest number: measured up to 4e-7.
-FLOAT32 = 1e-5
 FAMILY = {heads: Shape(16, heads, 128, 128) for heads in (16, 32, 48, 64)}  # of 0.8B to 397B-A17B
 SMALL = Shape(2, 4, 40, 24)  # three simdgroups, so that a missing barrier is a race
-
-
-def close(name: str, got: mx.array, wanted: mx.array, rounding: float = 0.0) -> None:
-    """Within one rounding of what the definition says in float32."""
-    assert got.shape == wanted.shape, name
-    a, b = (np.array(x.astype(mx.float32), np.float64) for x in (got, wanted))
-    # Compared so that a NaN fails.
-    assert np.all(np.abs(a - b) <= rounding * np.abs(b) + FLOAT32 * np.abs(b).max()), name
-
-
-def same(got: Stepped, of: Example, draft: bool) -> None:
-    """Everything a step returns, against the definition; what is only moved must be the same to the bit."""
-    wanted = delta_step_reference(*of.in_float32().arguments, draft)
-    dtype = of.projected.z.array.dtype
-    assert got.output.dtype == got.inputs.dtype == dtype
-    assert mx.array_equal(got.inputs.astype(mx.float32), wanted.inputs)
-    close("output", got.output, wanted.output, ROUNDING[dtype])
-    assert [x is None for x in got] == [x is None for x in wanted] == [False] * 3 + [not draft] * 4
-    for name, a, b in list(zip(Stepped._fields, got, wanted))[2:]:
-        if a is not None and b is not None:
-            close(name, a, b)
 
 
 def of_layer(layer: GatedDeltaNet) -> DeltaWeights:
