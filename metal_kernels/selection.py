@@ -126,6 +126,10 @@ class Selection:
                 self._chosen[key] = self._known_choice(operation, key) or self._measured(operation, key, arguments)
         return self._chosen[key]
 
+    def chosen(self) -> dict[str, Candidate]:
+        """What was chosen in this process: operation and shape class -> candidate."""
+        return dict(self._chosen)
+
     def rejected(self) -> dict[str, str]:
         """What is never used on this machine: "operation=candidate" -> why."""
         return dict(self._memory().rejected)

@@ -116,6 +116,7 @@ def make_parser() -> Parser:
     _add_app(add("app", run_app, "Chat in the browser.", "app 4b"))
     kernels = add("kernels", run_kernels, "Count launches and bytes of a step, beside stock mlx-lm.", "kernels 35b-a3b")
     kernels.add_argument("sizes", nargs="*", metavar="SIZE", help="which of the family (27b and the mixtures)")
+    kernels.add_argument("--check", type=Path, metavar="FOLDER", help="run a checkpoint's kernels on this Mac instead")
     for name in ("chat", "generate", "app"):
         add_model_options(commands.choices[name])
     for name in ("chat", "generate"):
@@ -193,6 +194,11 @@ def run_eval(args: argparse.Namespace) -> None:
 
 
 def run_kernels(args: argparse.Namespace) -> None:
+    if args.check:
+        from mlx_qwen35.counting.check import check_kernels
+
+        print(*check_kernels(args.check), sep="\n")
+        return
     from mlx_qwen35.counting.report import SIZES, print_report
 
     print_report(args.sizes or SIZES)

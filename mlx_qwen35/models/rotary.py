@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen35.models.config import RotaryConfig
 
@@ -18,7 +19,9 @@ class Rotary:
 
     def __init__(self, config: RotaryConfig) -> None:
         self.dims = config.dims
-        self.inverse_frequencies = mx.array(_inverse_frequencies(config))  # [dims / 2], float32
+        inverse = np.array(_inverse_frequencies(config), np.float32)
+        self.inverse_frequencies = mx.array(inverse)  # [dims / 2], float32
+        self.frequencies = mx.array(1 / inverse)  # made once: in every step it would be a launch
         self.axis_of_slot = _axis_of_slot(config.sections)
         # YaRN sharpens attention by scaling the rotated dims of q and k.
         self.scale = 1.0
@@ -37,7 +40,7 @@ class Rotary:
             base=None,
             scale=1.0,
             offset=offset,
-            freqs=1 / self.inverse_frequencies,
+            freqs=self.frequencies,
         )
 
     def __call__(self, x: mx.array, positions: mx.array) -> mx.array:
