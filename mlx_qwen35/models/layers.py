@@ -24,9 +24,11 @@ class RMSNorm(nn.Module):
         """x: [..., dims] -> the same shape and dtype; computed in float32."""
         return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
 
-    def of_sum(self, x: mx.array, residual: mx.array) -> tuple[mx.array, mx.array]:
-        """The sum, and its norm.   x, residual: [..., dims], one dtype -> the same shape and dtype"""
-        return add_rms_norm(x, residual, self.weight, self.eps)
+    def of_sum(self, x: mx.array, added: mx.array | None) -> tuple[mx.array, mx.array]:
+        """x + added, and its norm.   x, added: [..., dims], one dtype; None adds nothing -> the same shape and dtype"""
+        if added is None:
+            return x, self(x)
+        return add_rms_norm(x, added, self.weight, self.eps)
 
 
 class GatedRMSNorm(RMSNorm):

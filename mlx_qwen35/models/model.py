@@ -49,10 +49,16 @@ class DecoderLayer(nn.Module):
         assert not isinstance(cache, DeltaState)
         return self._feed_forward(x, self.self_attn(normed, cache, positions))
 
-    def packed(self, x: mx.array, parts: Sequence[Part]) -> mx.array:
-        """Windows of several sequences.   x: [1, N, C] -> the same"""
+    def packed(self, x: mx.array, added: mx.array | None, parts: Sequence[Part]) -> tuple[mx.array, mx.array]:
+        """Windows of several sequences.
+
+        x: [1, N, C], the residual stream, to which `added` is yet to be added: that is one launch with the norm
+        -> the same pair after this layer
+        """
         mixer = self.linear_attn if self.is_linear else self.self_attn
-        return self._feed_forward(x, mixer.packed(self.input_layernorm(x), parts))
+        x, normed = self.input_layernorm.of_sum(x, added)
+        x, normed = self.post_attention_layernorm.of_sum(x, mixer.packed(normed, parts))
+        return x, self.mlp(normed)
 
     def _feed_forward(self, x: mx.array, mixed: mx.array) -> mx.array:
         x, normed = self.post_attention_layernorm.of_sum(x, mixed)
@@ -76,10 +82,10 @@ class Trunk(nn.Module):
 
     def packed(self, x: mx.array, windows: Sequence[Window]) -> mx.array:
         """Windows of several sequences.   x: [1, N, C] -> the same; the windows' caches move on."""
-        groups = grouped(windows)
+        groups, added = grouped(windows), None
         for i, layer in enumerate(self.layers):
-            x = layer.packed(x, [group.part(i) for group in groups])
-        return self.norm(x)
+            x, added = layer.packed(x, added, [group.part(i) for group in groups])
+        return self.norm.of_sum(x, added)[1]
 
 
 class LanguageModel(nn.Module):
