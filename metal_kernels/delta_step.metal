@@ -1,5 +1,6 @@
 // One Gated DeltaNet layer between its projections, for windows of a few tokens. delta_step.py has the definition and
 // the launch. A threadgroup takes one row of the batch and one value head, or a share of the head's Dv rows of S.
+// Loops over a thread's own arrays are unrolled whole: only then do the arrays stay in registers.
 
 template <int HK_, int HV_, int DK_, int DV_, int WIDTH_, int TOKENS_, int SPLITS_>
 struct DeltaShape {
@@ -78,6 +79,7 @@ METAL_FUNC void delta_convolve(
         : in_v < 0             ? (Shape::HK - 1 + place.key_head) * DK + c
                                : 2 * Shape::HK * DK + value;
     float taps[Shape::WIDTH], window[Shape::WIDTH];
+#pragma clang loop unroll(full)
     for (int w = 0; w <= TAIL; w++) {
       taps[w] = float(weight[channel * Shape::WIDTH + w]);
     }
@@ -87,6 +89,7 @@ METAL_FUNC void delta_convolve(
       if (i >= skip && (place.leads || in_v >= 0)) {
         inputs[(to + i - skip) * CHANNELS + channel] = input;
       }
+#pragma clang loop unroll(full)
       for (int w = 0; w < TAIL; w++) {
         window[w] = i == 0 ? 0.0f : window[w + 1];
       }
@@ -95,6 +98,7 @@ METAL_FUNC void delta_convolve(
         continue;
       }
       float sum = 0;
+#pragma clang loop unroll(full)
       for (int w = 0; w <= TAIL; w++) {
         sum += taps[w] * window[w];
       }
@@ -166,11 +170,13 @@ METAL_FUNC void delta_prepare(
 template <int PER>
 METAL_FUNC void delta_write(thread float4* s, const thread float4* key, float v, float decay, float beta) {
   float recalled = 0;
+#pragma clang loop unroll(full)
   for (int j = 0; j < PER; j++) {
     s[j] *= decay;
     recalled += metal::dot(s[j], key[j]);
   }
   const float correction = beta * (v - quad_sum(recalled));
+#pragma clang loop unroll(full)
   for (int j = 0; j < PER; j++) {
     s[j] += correction * key[j];
   }
@@ -179,6 +185,7 @@ METAL_FUNC void delta_write(thread float4* s, const thread float4* key, float v,
 // A thread's quarter of a vector of DK / 4 float4s: every fourth of them, so that neighbours read neighbours.
 template <int DK, int PER, typename Pointer>
 METAL_FUNC void delta_quarter(Pointer vector, uint quarter, bool active, thread float4* out) {
+#pragma clang loop unroll(full)
   for (int j = 0; j < PER; j++) {
     const int i = j * 4 + quarter;
     out[j] = active && i < DK / 4 ? vector[i] : float4(0);
@@ -187,6 +194,7 @@ METAL_FUNC void delta_quarter(Pointer vector, uint quarter, bool active, thread 
 
 template <int DK, int PER>
 METAL_FUNC void delta_store(const thread float4* s, uint quarter, bool active, device float4* row) {
+#pragma clang loop unroll(full)
   for (int j = 0; j < PER; j++) {
     const int i = j * 4 + quarter;
     if (active && i < DK / 4) {
@@ -238,6 +246,7 @@ METAL_FUNC void delta_recur(
     delta_write<PER>(s, key, active ? v[t * SHARE + mine] : 0.0f, gates[2 * t], gates[2 * t + 1]);
     delta_quarter<DK, PER>(q + t * (DK / 4), quarter, true, key);
     float output = 0;
+#pragma clang loop unroll(full)
     for (int j = 0; j < PER; j++) {
       output += metal::dot(s[j], key[j]);
     }
