@@ -73,6 +73,8 @@ def _run(node: Node, inputs: list[Layout], total: Tally) -> list[Layout]:
     if seen is not None:
         return seen
     outputs = [fresh(v.shape, v.itemsize) for v in node.outputs]
+    # An array that is given twice is read once.
+    read = sum({v.key: x.nbytes for v, x in zip(node.inputs, inputs)}.values())
     written = sum(o.nbytes for o in outputs)
     if math.prod(shapes[0]) == 0:
         return outputs
@@ -83,23 +85,23 @@ def _run(node: Node, inputs: list[Layout], total: Tally) -> list[Layout]:
         return [inputs[0]]
     if name in ELEMENTWISE or name.startswith(COMPILED):
         outputs = [_lying_as(inputs, v.shape, v.itemsize) for v in node.outputs]
-        total.add(name.removeprefix(COMPILED), 1, _read(inputs) + written)
+        total.add(name.removeprefix(COMPILED), 1, read + written)
     elif name in ("Concatenate", "Pad"):
         parts = len(inputs) if name == "Concatenate" else 2
-        total.add("copy", parts, _read(inputs) + written)
+        total.add("copy", parts, read + written)
     elif name in ("Reshape", "Flatten", "Unflatten", "Contiguous"):  # that could not be a view
-        total.add("copy", 1, _read(inputs) + written)
+        total.add("copy", 1, read + written)
     elif name == "Gather":  # rows of a table
-        total.add(name, 1, 2 * written + _read(inputs[1:]))
+        total.add(name, 1, 2 * written + sum(x.nbytes for x in inputs[1:]))
     elif name in SORTS:
         blocks = math.ceil(node.inputs[0].shape[-1] / SORTED_AT_ONCE)
-        total.add(name, 1 if blocks == 1 else 2 + 2 * math.ceil(math.log2(blocks)), _read(inputs) + written)
+        total.add(name, 1 if blocks == 1 else 2 + 2 * math.ceil(math.log2(blocks)), read + written)
     else:
-        _launch(node, inputs, written, total)
+        _launch(node, inputs, read, written, total)
     return outputs
 
 
-def _launch(node: Node, inputs: list[Layout], written: float, total: Tally) -> None:
+def _launch(node: Node, inputs: list[Layout], read: float, written: float, total: Tally) -> None:
     """One launch, after the copies it asks for."""
     name = node.name
     indices = 2 if name in ("GatherQMM", "GatherMM") else 0  # which may lie in any way
@@ -110,7 +112,7 @@ def _launch(node: Node, inputs: list[Layout], written: float, total: Tally) -> N
         total.add("copy", 1, 2 * inputs[0].nbytes)
     if filled := name.startswith(KERNEL) and node.arguments["filled"]:
         total.add("fill", filled, written)
-    total.add(name.removeprefix(KERNEL), 1, _read(inputs) + written)
+    total.add(name.removeprefix(KERNEL), 1, read + written)
 
 
 def _must_copy(name: str, layout: Layout) -> bool:
@@ -133,7 +135,3 @@ def _lying_as(inputs: Iterable[Layout], shape: tuple[int, ...], itemsize: int) -
     if len(alike) == 1 and whole[0].is_dense:
         return like(shape, itemsize, whole[0])
     return fresh(shape, itemsize)
-
-
-def _read(inputs: Iterable[Layout]) -> float:
-    return sum(x.nbytes for x in inputs)

@@ -46,28 +46,25 @@ def cost(engine: str, size: str, recipe: str, tokens: int = 1, context: int = CO
     def step(*kinds: str) -> Step:
         return make(size, kinds, recipe, tokens, context)
 
-    base_step = step(LINEAR, FULL)
-    base = _count(base_step)
-    delta = _count(step(LINEAR, LINEAR, FULL)) - base
-    attention = _count(step(LINEAR, FULL, FULL)) - base
+    def counted(*kinds: str) -> tuple[Tally, float]:
+        """Launches and bytes, and the least bytes."""
+        one = step(*kinds)
+        graph = record(one.function, one.inputs, twin=step(*kinds).function)
+        shares = {v.key: _share(name, one) for v, name in zip(graph.inputs, one.parameters)}
+        return tally(graph, shares), _minimum(one)
+
+    base, least = counted(LINEAR, FULL)
+    (delta, least_delta), (attention, least_attention) = counted(LINEAR, LINEAR, FULL), counted(LINEAR, FULL, FULL)
+    delta, attention = delta - base, attention - base
     more = (entry.linear_layers - 1, entry.full_layers - 1)
     group = (LINEAR, LINEAR, LINEAR, FULL)
 
     def whole(what: str) -> float:
         return getattr(base, what) + more[0] * getattr(delta, what) + more[1] * getattr(attention, what)
 
-    least, least_delta, least_attention = (
-        _minimum(s) for s in (base_step, step(LINEAR, LINEAR, FULL), step(LINEAR, FULL, FULL))
-    )
     minimum = least + more[0] * (least_delta - least) + more[1] * (least_attention - least)
     host = build_seconds(step(*group)) * entry.layers / len(group) if timed else None
     return Cost(delta, attention, whole("launches"), whole("nbytes"), minimum, host)
-
-
-def _count(step: Step) -> Tally:
-    graph = record(step.function, step.inputs)
-    shares = {v.key: _share(name, step) for v, name in zip(graph.inputs, step.parameters)}
-    return tally(graph, shares)
 
 
 def _share(name: str, step: Step) -> float:

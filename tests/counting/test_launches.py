@@ -75,5 +75,9 @@ def test_what_is_broadcast_is_read_once() -> None:
     assert counted(lambda x, y: x * y, X, mx.zeros((1, 1, 32), mx.bfloat16)).nbytes == 2 * (2 * 4 * 16 * 32 + 32)
 
 
+def test_what_is_given_twice_is_read_once() -> None:
+    assert counted(lambda x: x * x, X).nbytes == 2 * X.nbytes
+
+
 def test_a_lookup_reads_the_rows_it_wants() -> None:
     assert counted(lambda w, i: w[i], mx.zeros((1000, 32), mx.bfloat16), mx.zeros(2, mx.int32)).nbytes == 2 * 128 + 8
