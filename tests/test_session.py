@@ -390,6 +390,25 @@ def test_an_open_session_survives_pressure_and_a_closed_one_gives_way() -> None:
         assert "make room" in again.cache_note
 
 
+def test_loaded_sessions_share_the_memory_and_the_first_give_way(
+    qwen: Qwen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{i}.session" for i in range(4)]
+    for i, path in enumerate(paths):
+        with qwen.session(f"Your number is {i}.", **GREEDY) as session:
+            session.chat(ASKED[0])
+            session.save(path)
+    budget = 2 * max(path.stat().st_size for path in paths)
+    monkeypatch.setattr("mlx_qwen35.runtime.cache_bytes", lambda _: budget)
+    with fresh() as small:
+        loaded = []
+        for path in paths:
+            loaded.append(small.load_session(path))
+            assert small.stats().prefix_bytes <= budget
+        assert loaded[-1].chat(ASKED[1], max_tokens=1).usage.cached_tokens > 0
+        assert "make room" in loaded[0].chat(ASKED[1], max_tokens=1).usage.cache_note
+
+
 def test_sessions_give_way_to_live_sequences_where_memory_runs_out(tiny_chat: Path) -> None:
     with mlx_qwen35.load(tiny_chat) as qwen:
         session = qwen.session(max_tokens=4)

@@ -61,8 +61,11 @@ class Packer:
         self._arrays.clear()
 
 
-def put_back(store: PrefixStore, root: Node, layouts: Layouts, carried: Carried, hold: Hold) -> bool:
-    """Make a carried prefix known again, and held; False where its arrays are not those of this model's caches."""
+def put_back(store: PrefixStore, root: Node, layouts: Layouts, carried: Carried, hold: Hold, spare_bytes: int) -> bool:
+    """Make a carried prefix known again, and held; False where its arrays are not those of this model's caches.
+
+    spare_bytes: what all sessions together may hold; those that were used longest ago give way
+    """
     ids = as_ids(carried.ids)
     nodes = [match(root, ids, end).node for end in carried.ends]
     if [node.end for node in nodes] != list(carried.ends):
@@ -78,6 +81,7 @@ def put_back(store: PrefixStore, root: Node, layouts: Layouts, carried: Carried,
             nodes.append(store.place(nodes[-1] if nodes else root, *span))
     hold.move(nodes)
     store.shrink(store.byte_budget)
+    store.squeeze(spare_bytes)
     return True
 
 

@@ -50,6 +50,7 @@ class Prefixes:
         return self._engine.with_prefixes(
             self._kv_bits,
             lambda store, form: (
-                carried.fingerprint == form.root.key and put_back(store, form.root, form.layouts, carried, hold)
+                carried.fingerprint == form.root.key
+                and put_back(store, form.root, form.layouts, carried, hold, self._engine.spare_bytes)
             ),
         )
