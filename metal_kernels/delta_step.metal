@@ -12,6 +12,7 @@ struct DeltaShape {
   static constant constexpr const int TOKENS = TOKENS_; // no window is longer
   static constant constexpr const int SPLITS = SPLITS_; // threadgroups a value head
   static constant constexpr const int SHARE = DV_ / SPLITS_; // rows of S a threadgroup holds
+  static constant constexpr const int PER = (DK_ + 15) / 16; // float4s of a row that a thread holds
   static constant constexpr const int CHANNELS = 2 * HK_ * DK_ + HV_ * DV_;
 };
 
@@ -203,60 +204,74 @@ METAL_FUNC void delta_store(const thread float4* s, uint quarter, bool active, d
   }
 }
 
-// S from memory, the kept tokens of the last window, then this window. Four threads hold a row of S, a simdgroup eight.
-// S is written once: after the window, or before it if that is a draft, and not at all without a new_state.
-// y: this threadgroup's rows, `pitch` apart from token to token.
+// Which part of S a thread holds: a quarter of a row, so that a simdgroup holds eight rows.
+template <typename Shape>
+struct DeltaPart {
+  uint quarter;
+  int mine; // of the threadgroup's rows
+  int value; // of all heads' rows
+  bool active;
+  size_t row; // where it begins in memory
+  DeltaPart(DeltaPlace place, uint thread_index)
+      : quarter(thread_index % 4),
+        mine(thread_index / 4),
+        value(place.head * Shape::DV + place.split * Shape::SHARE + mine),
+        active(mine < Shape::SHARE),
+        row((size_t(place.row) * (Shape::HV * Shape::DV) + value) * Shape::DK) {}
+};
+
+template <typename Shape>
+METAL_FUNC void delta_load(const device float* state, DeltaPart<Shape> part, thread float4* s) {
+  delta_quarter<Shape::DK, Shape::PER>((const device float4*)(state + part.row), part.quarter, part.active, s);
+}
+
+// The kept tokens of the last window into S, then this window. S is written once: after the window, or before it if
+// that is a draft, and not at all without a new_state. y: this threadgroup's rows, `pitch` apart from token to token.
 template <typename Shape, bool DRAFT, typename Out>
 METAL_FUNC void delta_recur(
-    const device float* state,
+    thread float4* s,
     const device float* held_k,
     const device float* held_v,
     const device float* held_log_decay,
     const device float* held_beta,
     DeltaPlace place,
+    DeltaPart<Shape> part,
     const threadgroup float4* q,
     const threadgroup float4* k,
     const threadgroup float* v,
     const threadgroup float* gates,
     device float* new_state,
     Out y,
-    int pitch,
-    uint thread_index) {
-  constexpr int DK = Shape::DK, HV = Shape::HV, DV = Shape::DV, SHARE = Shape::SHARE;
-  constexpr int PER = (DK + 15) / 16;
-  const uint quarter = thread_index % 4;
-  const int mine = thread_index / 4;
-  const bool active = mine < SHARE;
-  const int value = place.head * DV + place.split * SHARE + mine;
-  const size_t row = (size_t(place.row) * (HV * DV) + value) * DK;
-  float4 s[PER], key[PER];
-  delta_quarter<DK, PER>((const device float4*)(state + row), quarter, active, s);
+    int pitch) {
+  constexpr int DK = Shape::DK, HV = Shape::HV, PER = Shape::PER;
+  float4 key[PER];
   for (int t = 0; t < place.kept; t++) {
     const size_t n = place.held + t;
     const device float* stored = held_k + (n * Shape::HK + place.key_head) * DK;
-    delta_quarter<DK, PER>((const device float4*)stored, quarter, true, key);
+    delta_quarter<DK, PER>((const device float4*)stored, part.quarter, true, key);
     const float decay = metal::precise::exp(held_log_decay[n * HV + place.head]);
-    delta_write<PER>(s, key, active ? held_v[n * (HV * DV) + value] : 0.0f, decay, held_beta[n * HV + place.head]);
+    const float value = part.active ? held_v[n * (HV * Shape::DV) + part.value] : 0.0f;
+    delta_write<PER>(s, key, value, decay, held_beta[n * HV + place.head]);
   }
   if (DRAFT && new_state) {
-    delta_store<DK, PER>(s, quarter, active, (device float4*)(new_state + row));
+    delta_store<DK, PER>(s, part.quarter, part.active, (device float4*)(new_state + part.row));
   }
   for (int t = 0; t < place.tokens; t++) {
-    delta_quarter<DK, PER>(k + t * (DK / 4), quarter, true, key);
-    delta_write<PER>(s, key, active ? v[t * SHARE + mine] : 0.0f, gates[2 * t], gates[2 * t + 1]);
-    delta_quarter<DK, PER>(q + t * (DK / 4), quarter, true, key);
+    delta_quarter<DK, PER>(k + t * (DK / 4), part.quarter, true, key);
+    delta_write<PER>(s, key, part.active ? v[t * Shape::SHARE + part.mine] : 0.0f, gates[2 * t], gates[2 * t + 1]);
+    delta_quarter<DK, PER>(q + t * (DK / 4), part.quarter, true, key);
     float output = 0;
 #pragma clang loop unroll(full)
     for (int j = 0; j < PER; j++) {
       output += metal::dot(s[j], key[j]);
     }
     output = quad_sum(output);
-    if (active && quarter == 0) {
-      y[t * pitch + mine] = output;
+    if (part.active && part.quarter == 0) {
+      y[t * pitch + part.mine] = output;
     }
   }
   if (!DRAFT) {
-    delta_store<DK, PER>(s, quarter, active, (device float4*)(new_state + row));
+    delta_store<DK, PER>(s, part.quarter, part.active, (device float4*)(new_state + part.row));
   }
 }
 

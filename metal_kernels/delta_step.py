@@ -196,6 +196,9 @@ const uint thread_index = thread_position_in_threadgroup.x, lane = thread_index_
 const uint simdgroup = simdgroup_index_in_threadgroup, simdgroups = simdgroups_per_threadgroup;
 const uint3 group = threadgroup_position_in_grid;
 const DeltaPlace place = delta_place<Shape>(rows, group.y, group.z);
+const DeltaPart<Shape> part(place, thread_index);
+float4 s[Shape::PER];
+delta_load<Shape>(state, part, s);  // asked for first: it is under way while the convolution runs
 threadgroup float* q_values = (threadgroup float*)q;
 threadgroup float* k_values = (threadgroup float*)k;
 delta_convolve<Shape, DRAFT>(
@@ -209,13 +212,13 @@ threadgroup_barrier(mem_flags::mem_threadgroup);
 """
 RECUR = """
 delta_recur<Shape, DRAFT>(
-    state, held_k, held_v, held_log_decay, held_beta, place, q, k, v, gates, new_state,
-    output + (size_t(place.start) * HV + place.head) * DV + place.split * Shape::SHARE, HV * DV, thread_index);
+    s, held_k, held_v, held_log_decay, held_beta, place, part, q, k, v, gates, new_state,
+    output + (size_t(place.start) * HV + place.head) * DV + place.split * Shape::SHARE, HV * DV);
 """
 RECUR_AND_NORM = """
 threadgroup float y[TOKENS * DV];
 delta_recur<Shape, DRAFT>(
-    state, held_k, held_v, held_log_decay, held_beta, place, q, k, v, gates, new_state, y, DV, thread_index);
+    s, held_k, held_v, held_log_decay, held_beta, place, part, q, k, v, gates, new_state, y, DV);
 threadgroup_barrier(mem_flags::mem_threadgroup);
 for (int t = simdgroup; t < place.tokens; t += simdgroups) {
   const int n = place.start + t;
