@@ -54,19 +54,25 @@ def chat_request(
 
 def text_request(prompt: str | Sequence[int], **options: Unpack[Options]) -> TextRequest:
     """prompt: text or token ids. Raises RequestError as `chat_request`."""
-    if not isinstance(prompt, str) and not all(type(token) is int and token >= 0 for token in prompt):
+    ids = isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray))
+    if not isinstance(prompt, str) and not (ids and all(type(token) is int and token >= 0 for token in prompt)):
         raise RequestError("The prompt should be text or a list of token ids.")
     return TextRequest(prompt, **checked(options))
 
 
-def checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as the fields of a request."""
-    given = {name: value for name, value in options.items() if value is not None}
+def check_names(options: Mapping[str, Any]) -> None:
+    """Raises RequestError for what is no option of an answer. For mappings, before they become keywords of a call."""
     for name in options:
         if name not in SAMPLING and name not in OTHERS:
             near = difflib.get_close_matches(name, [*SAMPLING, *OTHERS, "tools", "think"], 1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join([*SAMPLING, *OTHERS])}."
             raise RequestError(f"There is no option {name[:40]!r}. {hint}")
+
+
+def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the fields of a request. Raises RequestError naming the first that is unknown or of a wrong type."""
+    check_names(options)
+    given = {name: value for name, value in options.items() if value is not None}
     for name in SAMPLING:
         if name in given:
             _check(name, _is_number(given[name]), "a number", given)
@@ -76,8 +82,10 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     if "preset" in given:
         _check("preset", isinstance(given["preset"], str), "a name", given)
     if "stop" in given:
-        given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])
-        _check("stop", all(isinstance(s, str) for s in given["stop"]), "a string, or several", given)
+        stops = [given["stop"]] if isinstance(given["stop"], str) else given["stop"]
+        sound = isinstance(stops, Sequence) and all(isinstance(stop, str) for stop in stops)
+        _check("stop", sound, "a string, or a list of them", given)
+        given["stop"] = tuple(stops)
     if "logit_bias" in given:
         bias = given["logit_bias"]
         sound = isinstance(bias, Mapping) and all(type(k) is int and _is_number(v) for k, v in bias.items())

@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from mlx_qwen35.asking import Options, Tools, chat_request
+from mlx_qwen35.asking import Options, Tools, chat_request, check_names
 from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.chat.events import Event, Finished, Usage
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
@@ -176,6 +176,7 @@ class Session:
 
     def _request(self, asked: list[Message], options: Options) -> ChatRequest:
         merged: Options = {**self.options, **options}
+        check_names(merged)
         return chat_request([*self._messages, *asked], self.tools, self.think, **merged)
 
     def _stream(self, asked: list[Message], options: Options) -> Iterator[Event]:
@@ -231,7 +232,9 @@ def _read_options(value: Any) -> Options:
     pairs = value.get("logit_bias") or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise RequestError("its logit_bias is no list of pairs.")
-    given: Any = {**value, "logit_bias": {pair[0]: pair[1] for pair in pairs if type(pair[0]) is int} or None}
+    if not all(type(token) is int for token, _ in pairs):
+        raise RequestError("its logit_bias is of what is no token id.")
+    given: Any = {**value, "logit_bias": dict(pairs) or None}
     return given
 
 

@@ -249,6 +249,7 @@ def test_tool_calls_come_whole_and_go_back(qwen: Qwen) -> None:
         ({"max_tokens": 2.5}, "max_tokens is 2.5"),
         ({"think": "yes"}, "think is 'yes'"),
         ({"stop": [3]}, "stop"),
+        ({"stop": 5}, "stop is 5"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),
         ({"preset": "turbo"}, "turbo"),
     ],
@@ -257,6 +258,12 @@ def test_what_cannot_be_asked_is_said_in_one_line(qwen: Qwen, options: Any, word
     with pytest.raises(RequestError, match=words) as error:
         qwen.chat(QUESTION, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("prompt", [5, None, b"ab", ["a"], [True], [-1], {1: 2}])
+def test_what_is_no_text_cannot_be_gone_on_with(qwen: Qwen, prompt: Any) -> None:
+    with pytest.raises(RequestError, match="text or a list of token ids"):
+        qwen.generate(prompt)
 
 
 def test_unknown_options_are_refused_before_anything_is_read(qwen: Qwen) -> None:

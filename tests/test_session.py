@@ -308,7 +308,13 @@ def test_a_forged_prefix_is_not_used(
         {"messages": [], "tools": None, "think": None, "options": []},
         {"messages": [], "tools": None, "think": None, "options": {"temprature": 1}},
         {"messages": [], "tools": None, "think": None, "options": {"logit_bias": [[1]]}},
+        {"messages": [], "tools": None, "think": None, "options": {"logit_bias": [["1", 2]]}},
         {"messages": [], "tools": None, "think": None, "options": {"temperature": [1]}},
+        {"messages": [], "tools": None, "think": None, "options": {"think": True}},
+        {"messages": [], "tools": None, "think": None, "options": {"messages": "x"}},
+        {"messages": [], "tools": None, "think": None, "options": {"tools": 1}},
+        {"messages": [], "tools": None, "think": None, "options": {"stop": 5}},
+        {"messages": [], "tools": None, "think": None, "options": {"stop": {"a": 1}}},
     ],
 )
 def test_a_forged_conversation_is_one_line(qwen: Qwen, saved: Path, tmp_path: Path, said: Any) -> None:
