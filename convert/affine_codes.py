@@ -6,7 +6,6 @@ the other, lowest bits first, in 32-bit words; every width (2, 3, 4, 5, 6, 8) is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -17,6 +16,7 @@ from mlx_qwen35.convert.packing import Packing
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
+Weights = Floats | NDArray[np.uint16]  # the latter are the bits of bfloat16, which numpy does not know
 
 
 @dataclass
@@ -36,16 +36,6 @@ class Grouped:
         """Some of the rows; a view, so that what is written to it is written here."""
         return Grouped(self.codes[part], self.scales[part], self.biases[part])
 
-    @staticmethod
-    def joined(parts: Sequence[Grouped]) -> Grouped:
-        if len(parts) == 1:
-            return parts[0]
-        return Grouped(
-            np.concatenate([p.codes for p in parts]),
-            np.concatenate([p.scales for p in parts]),
-            np.concatenate([p.biases for p in parts]),
-        )
-
     def take(self, other: Grouped, where: NDArray[np.bool_]) -> None:
         """Replace by `other` where `where` says so: [N] for whole rows, [N, groups] for groups."""
         for name in ("codes", "scales", "biases"):
@@ -56,6 +46,12 @@ def top_code(packing: Packing) -> int:
     return (1 << packing.bits) - 1
 
 
+def as_floats(weights: Weights) -> Floats:
+    if weights.dtype == np.float32:
+        return weights.view(np.float32)
+    return np.left_shift(weights, 16, dtype=np.uint32).view(np.float32)
+
+
 def stored(values: Floats, dtype: mx.Dtype) -> Floats:
     """float32 values rounded to what `dtype` holds, still float32; to nearest, ties to even."""
     if dtype == mx.float16:
@@ -64,6 +60,19 @@ def stored(values: Floats, dtype: mx.Dtype) -> Floats:
         return values
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def stock_scales(low: Floats, high: Floats, top: int, dtype: mx.Dtype) -> Floats:
+    """Scales and biases [2, ...] as mx.quantize stores them, of groups with these lowest and highest weights [...].
+
+    The end of the range that is farther from zero is met exactly, and zero has a code of its own.
+    """
+    far_low = np.abs(low) > np.abs(high)
+    scales = np.maximum((high - low) / np.float32(top), np.float32(1e-7))
+    scales, edge = np.where(far_low, scales, -scales), np.where(far_low, low, high)
+    steps = np.rint(edge / scales)
+    scales = np.where(steps == 0, scales, edge / np.where(steps == 0, 1, steps))
+    return stored(np.stack([scales, np.where(steps == 0, np.float32(0), edge)]), dtype)
 
 
 def stock(rows: mx.array, packing: Packing) -> Grouped:
@@ -77,31 +86,23 @@ def stock(rows: mx.array, packing: Packing) -> Grouped:
     )
 
 
-def as_stored(rows: Grouped, packing: Packing, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
-    """-> packed weight [N, words] uint32, scales and biases [N, groups] in `dtype`, laid out as mx.quantize does."""
-    N = rows.codes.shape[0]
-    packed = mx.array(packed_words(rows.codes.reshape(N, -1), packing.bits))
-    return packed, mx.array(rows.scales).astype(dtype), mx.array(rows.biases).astype(dtype)
-
-
 def packed_words(codes: Codes, bits: int) -> NDArray[np.uint32]:
-    """codes [N, in] -> [N, in * bits / 32]. `in` is a multiple of 32, so that rows fill whole words."""
-    N, width = codes.shape
+    """codes [..., in] -> [..., in * bits / 32]. `in` is a multiple of 32, so that rows fill whole words."""
     if bits == 8:
         return np.ascontiguousarray(codes).view("<u4")
     if bits in (2, 4):
         in_byte = 8 // bits
-        parts = codes.reshape(N, width // in_byte, in_byte)
-        joined = parts[..., 0].copy()
+        joined = codes[..., ::in_byte].copy("K")  # as codes lie in memory, which need not be row by row
         for place in range(1, in_byte):
-            joined |= parts[..., place] << (place * bits)
-        return joined.view("<u4")
+            joined |= codes[..., place::in_byte] << (place * bits)
+        return np.ascontiguousarray(joined).view("<u4")
     # Eight codes fill `bits` whole bytes.
-    words = np.zeros((N, width // 8), np.uint64)
-    for place in range(8):
-        words |= codes[:, place::8].astype(np.uint64) << np.uint64(place * bits)
-    as_bytes = words.view(np.uint8).reshape(N, width // 8, 8)[..., :bits]
-    return np.ascontiguousarray(as_bytes).reshape(N, -1).view("<u4")
+    words = codes[..., ::8].astype(np.uint64)
+    for place in range(1, 8):
+        words |= codes[..., place::8].astype(np.uint64) << np.uint64(place * bits)
+    words = np.ascontiguousarray(words)
+    as_bytes = words.view(np.uint8).reshape(*words.shape, 8)[..., :bits]
+    return np.ascontiguousarray(as_bytes).reshape(*codes.shape[:-1], -1).view("<u4")
 
 
 def unpacked(words: NDArray[np.uint32], bits: int) -> Codes:

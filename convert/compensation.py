@@ -13,7 +13,7 @@ import numpy as np
 
 from mlx_qwen35.convert.affine_codes import Floats, Grouped, stored, top_code
 from mlx_qwen35.convert.packing import Packing
-from mlx_qwen35.convert.scale_search import full_range, search
+from mlx_qwen35.convert.scale_search import searched_scales
 
 DAMPING = 0.01  # of the mean diagonal: columns that calibration never saw still cost something
 SWEEPS = 2
@@ -48,8 +48,8 @@ def compensated(weights: Floats, upper: Floats, packing: Packing, dtype: mx.Dtyp
     for g in range(groups):
         first, last = g * size, (g + 1) * size
         block = carried[:, None, first:last]
-        found = search(block, importance[g], full_range(block, top, dtype), packing, dtype)
-        scales, biases = found.scales[:, 0], found.biases[:, 0]
+        found = searched_scales(block, importance[g : g + 1], packing, dtype)
+        scales, biases = found[0][:, 0], found[1][:, 0]
         result.scales[:, g], result.biases[:, g] = scales, biases
         # Columns as rows, so that each one is contiguous.
         columns, errors = block[:, 0].T.copy(), np.empty((size, N), np.float32)

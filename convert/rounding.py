@@ -20,7 +20,7 @@ from functools import cache, cached_property
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen35.convert.affine_codes import Floats, Grouped, as_stored, stock
+from mlx_qwen35.convert.affine_codes import Floats, Grouped, Weights, as_floats, packed_words, stock
 from mlx_qwen35.convert.compensation import carrier, compensated, damped, polish, row_errors
 from mlx_qwen35.convert.packing import Packing
 from mlx_qwen35.convert.scale_search import search
@@ -67,21 +67,16 @@ def round_rows(
         return packed, scales, biases[0] if biases else None
     compensates = quality == "best" and statistics is not None and statistics.hessian is not None
     moments = statistics.second_moments if statistics and quality in CALIBRATED else None
-    weights = np.array(rows.astype(mx.float32)).reshape(len(rows), -1, packing.group_size)
-    if not np.isfinite(weights).all():
+    weights = _weights(rows, packing)
+    if not _all_finite(weights):
         return round_rows(rows, packing, "stock")  # and verification will name the tensor
     importance = None if moments is None else _importance(moments, packing)
     if not compensates:
-        start = _stock_scales(rows, packing)
-        parts = _in_pieces(
-            len(rows), weights[0].size, lambda p: search(weights[p], importance, _cut(start, p), packing, rows.dtype)
-        )
-    else:
-        assert statistics is not None
-        rounding = _CompensatedRounding(*statistics.carried, importance, packing, rows.dtype)
-        original = stock(rows, packing)
-        parts = _in_pieces(len(rows), weights[0].size, lambda p: rounding(weights[p], original.rows(p)))
-    return as_stored(Grouped.joined(parts), packing, rows.dtype)
+        return _packed(rows, packing, lambda p: search(weights[p], importance, packing, rows.dtype))
+    assert statistics is not None
+    rounding = _CompensatedRounding(*statistics.carried, importance, packing, rows.dtype)
+    original = stock(rows, packing)
+    return _packed(rows, packing, lambda p: rounding(as_floats(weights[p]), original.rows(p)))
 
 
 class _CompensatedRounding:
@@ -95,8 +90,7 @@ class _CompensatedRounding:
 
     def __call__(self, weights: Floats, original: Grouped) -> Grouped:
         """weights: [N, groups, size]   original: stock's rounding of them"""
-        start = usable_scales(original.scales), original.biases
-        searched = search(weights, self.importance, start, self.packing, self.dtype)
+        searched = search(weights, self.importance, self.packing, self.dtype)
         rounded = compensated(weights, self.upper, self.packing, self.dtype)
         polish(rounded, weights, self.hessian, self.packing, self.dtype)
         best, lowest = original, self._errors(original, weights)
@@ -110,14 +104,16 @@ class _CompensatedRounding:
         return row_errors((rows.values() - weights).reshape(len(weights), -1), self.hessian)
 
 
-def _stock_scales(rows: mx.array, packing: Packing) -> tuple[Floats, Floats]:
-    _, scales, biases = mx.quantize(rows, packing.group_size, packing.bits)
-    return usable_scales(np.array(scales.astype(mx.float32))), np.array(biases.astype(mx.float32))
+def _weights(rows: mx.array, packing: Packing) -> Weights:
+    """[N, groups, size]"""
+    known = rows.view(mx.uint16) if rows.dtype == mx.bfloat16 else rows.astype(mx.float32)
+    return np.asarray(known).reshape(len(rows), -1, packing.group_size)
 
 
-def usable_scales(scales: Floats) -> Floats:
-    """Scales that can be divided by: a group of equal weights may have none, and then any will do."""
-    return np.where(scales == 0, np.float32(1), scales)
+def _all_finite(weights: Weights) -> bool:
+    if weights.dtype == np.uint16:
+        return bool((weights.view(np.uint16) & 0x7F80).max() < 0x7F80)  # the exponent of infinity and NaN
+    return bool(np.isfinite(weights).all())
 
 
 def _importance(moments: mx.array, packing: Packing) -> Floats:
@@ -126,14 +122,21 @@ def _importance(moments: mx.array, packing: Packing) -> Floats:
     return (values + max(float(values.mean()), 1e-12) * UNSEEN).astype(np.float32).reshape(-1, packing.group_size)
 
 
-def _cut(start: tuple[Floats, Floats], part: slice) -> tuple[Floats, Floats]:
-    return start[0][part], start[1][part]
-
-
-def _in_pieces(rows: int, width: int, work: Callable[[slice], Grouped]) -> list[Grouped]:
+def _packed(rows: mx.array, packing: Packing, work: Callable[[slice], Grouped]) -> tuple[mx.array, mx.array, mx.array]:
     """`work` on slices of rows, on all cores: numpy lets go of the interpreter while it computes."""
+    N, width = rows.shape
+    words = np.empty((N, width * packing.bits // 32), np.uint32)
+    scales, biases = np.empty((2, N, width // packing.group_size), np.float32)
+
+    def piece(part: slice) -> None:
+        found = work(part)
+        words[part] = packed_words(found.codes, packing.bits).reshape(len(found.codes), -1)
+        scales[part], biases[part] = found.scales, found.biases
+
     step = max(1, PIECE // width)
-    return list(_threads().map(work, [slice(first, first + step) for first in range(0, rows, step)]))
+    for _ in _threads().map(piece, [slice(first, first + step) for first in range(0, N, step)]):
+        pass
+    return mx.array(words), mx.array(scales).astype(rows.dtype), mx.array(biases).astype(rows.dtype)
 
 
 @cache

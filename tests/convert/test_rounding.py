@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_qwen35.convert.affine_codes import Grouped, packed_words, unpacked
+from mlx_qwen35.convert.affine_codes import Grouped, packed_words, stock_scales, top_code, unpacked
 from mlx_qwen35.convert.compensation import compensated, polish, row_errors
 from mlx_qwen35.convert.rounding import QUALITIES, Packing, Statistics, round_rows
-from mlx_qwen35.convert.scale_search import full_range, search
+from mlx_qwen35.convert.scale_search import search
 
 BITS = (2, 3, 4, 5, 6, 8)
 PACKINGS = [Packing(bits, size) for bits in BITS for size in (32, 64, 128)]
@@ -94,6 +94,19 @@ def test_codes_lie_where_stock_reads_them(bits: int) -> None:
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_first_candidate_has_stocks_own_scales(packing: Packing, dtype: mx.Dtype) -> None:
+    """Without them no quality could promise to be no worse."""
+    odd = mx.array([[0.0] * 128, [0.7] * 128, [1e-30] * 128, [-0.25, 0.0] * 64, list(np.linspace(-1e-6, 300, 128))])
+    for rows in (weights(tails=True), mx.concatenate([odd, odd], 1)):
+        rows = rows.astype(dtype)
+        plain = as_numpy(rows).reshape(len(rows), -1, packing.group_size)
+        ours = stock_scales(plain.min(-1), plain.max(-1), top_code(packing), dtype)
+        for found, expected in zip(ours, mx.quantize(rows, packing.group_size, packing.bits)[1:]):
+            assert np.array_equal(found, as_numpy(expected))
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
 @pytest.mark.parametrize("tails", [False, True])
 def test_no_group_is_worse_than_stocks_under_the_measure_of_fast_and_good(packing: Packing, tails: bool) -> None:
     rows, seen = weights(tails=tails), statistics(inputs(300))
@@ -148,7 +161,7 @@ def test_carrying_errors_on_gains_by_itself_and_polishing_gains_again() -> None:
     def error(found: Grouped) -> float:
         return float(row_errors((found.values() - plain).reshape(64, -1), hessian).sum())
 
-    searched = error(search(plain, None, full_range(plain, 7, mx.bfloat16), packing, mx.bfloat16))
+    searched = error(search(plain, None, packing, mx.bfloat16))
     carried = compensated(plain, upper, packing, mx.bfloat16)
     before = error(carried)
     polish(carried, plain, hessian, packing, mx.bfloat16)
@@ -162,6 +175,17 @@ def test_rows_do_not_depend_on_who_is_rounded_with_them(quality: str) -> None:
     together = values(round_rows(rows, packing, quality, seen), packing)
     apart = [values(round_rows(part, packing, quality, seen), packing) for part in (rows[:1], rows[1:7], rows[7:])]
     assert np.array_equal(together, np.concatenate(apart))
+
+
+@pytest.mark.parametrize("importance", [False, True])
+def test_a_group_is_rounded_alike_beside_any_number_of_others(importance: bool) -> None:
+    """Numpy adds in another order where an array has one column, and computes leftover columns in another loop."""
+    rows, packing = as_numpy(weights(64, 64)).reshape(64, 1, 64), Packing(4, 64)
+    weighing = np.abs(inputs(1, 64)).astype(np.float32) if importance else None
+    together = search(rows, weighing, packing, mx.bfloat16)
+    for count in (1, 2, 3, 15, 16, 17, 33):
+        few = search(rows[:count], weighing, packing, mx.bfloat16)
+        assert np.array_equal(few.values(), together.values()[:count]), count
 
 
 def test_rows_of_best_depend_on_their_neighbours_in_near_ties_only() -> None:
