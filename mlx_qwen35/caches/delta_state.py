@@ -105,6 +105,15 @@ class DeltaState:
             self._conv_tail, self._delta = draft.tail(kept), draft.replay(kept, self._delta)
             self._pending = None
 
+    def part(self) -> None:
+        """Keep this row's arrays alone: the others move on without it, and it would keep theirs alive."""
+        if self._shared is not None:
+            self._settle()
+            assert self._conv_tail is not None
+            assert self._delta is not None
+            self._conv_tail, self._delta = own_copy(self._conv_tail), own_copy(self._delta)
+            mx.async_eval(self._conv_tail, self._delta)
+
     def snapshot(self) -> Snapshot:
         """The memory as it is now, in arrays of its own. Not before the first token."""
         self._settle()

@@ -66,8 +66,10 @@ class DiskStore:
         ids: Sequence[int],
         segment: Mapping[str, Blob],
         checkpoint: Mapping[str, Blob] | None,
-    ) -> None:
-        """Queue a node; returns at once. Its buffers must not change afterwards. A node on disk is not written again.
+    ) -> bool:
+        """Queue a node; returns at once, and False where it is not queued.
+
+        Its buffers must not change afterwards. A node on disk is not written again.
 
         Raises ValueError when `key` is not node_key(parent, ids), or a blob contradicts itself.
         """
@@ -76,12 +78,21 @@ class DiskStore:
         drafts = [disk_files.draft(Label(self.fingerprint, key, SEGMENT, parent), segment, ids)]
         if checkpoint is not None:
             drafts.append(disk_files.draft(Label(self.fingerprint, key, CHECKPOINT), checkpoint))
-        self._writer.enqueue(Job(key, parent, tuple(drafts)))
+        return self._writer.enqueue(Job(key, parent, tuple(drafts)))
 
-    def put_checkpoint(self, key: str, checkpoint: Mapping[str, Blob]) -> None:
+    def put_checkpoint(self, key: str, checkpoint: Mapping[str, Blob]) -> bool:
         """Queue a checkpoint for a node that is on disk or queued before it. Raises ValueError as `put`."""
         draft = disk_files.draft(Label(self.fingerprint, key, CHECKPOINT), checkpoint)
-        self._writer.enqueue(Job(key, key, (draft,)))
+        return self._writer.enqueue(Job(key, key, (draft,)))
+
+    def lost(self) -> list[str]:
+        """Keys of nodes of which a file was not written after all, or was evicted, since this was last asked."""
+        return self._writer.lost()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether much waits to be written already; what is put now may be dropped."""
+        return self._writer.is_full
 
     def touch(self, keys: Sequence[str]) -> None:
         """These nodes have just been used: they are evicted later than others. Returns at once."""

@@ -87,13 +87,14 @@ class DiskWriter:
         self._touched: dict[str, None] = {}  # in order of last use
         self._queued = 0
         self._dropped: Counter[str] = Counter()
+        self._lost: list[str] = []
         self._working = self._closed = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._make_room_at_open()
 
-    def enqueue(self, job: Job) -> None:
-        """Take over a node to be written; returns at once, whether it is queued or dropped."""
+    def enqueue(self, job: Job) -> bool:
+        """Take over a node to be written; returns at once, whether it is queued (it may yet be lost) or not."""
         with self._changed:
             self._queued += job.size
             if self._closed:
@@ -105,6 +106,20 @@ class DiskWriter:
             else:
                 self._jobs.append(job)
                 self._wake()
+                return True
+            return False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a third of the queue is taken: a node may be that large."""
+        with self._changed:
+            return self._queued > self._limits.queue_bytes // 3
+
+    def lost(self) -> list[str]:
+        """Keys of nodes of which a file was not written after all, or was evicted, since this was last asked."""
+        with self._changed:
+            lost, self._lost = self._lost, []
+            return lost
 
     def touch(self, keys: Sequence[str]) -> None:
         with self._changed:
@@ -145,6 +160,7 @@ class DiskWriter:
         self._queued -= job.size
         if reason is not None:
             self._dropped[reason] += 1
+            self._lost.append(job.key)
 
     def _run(self) -> None:
         while True:
@@ -235,6 +251,8 @@ class DiskWriter:
             return False
         disk_folder.remove(evicted)
         self._bytes_on_disk = total - sum(file.size for file in evicted)
+        with self._changed:
+            self._lost += [file.node[1] for file in evicted if file.node[0] == self._fingerprint]
         return True
 
     def _make_room_at_open(self) -> None:

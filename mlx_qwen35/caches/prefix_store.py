@@ -110,11 +110,18 @@ class PrefixStore:
         """The same where memory runs out: sessions give way too, after all others. False if pins hold more."""
         return self.shrink(nbytes) or self._evict_down_to(nbytes, lambda _: True)
 
+    @property
+    def unsaved(self) -> int:
+        """New nodes that the disk store was not given yet."""
+        return len(self._unsaved)
+
     def save_one(self) -> bool:
         """Hand one new node to the disk store; whether there was one."""
         while self._unsaved:
+            disk = self._disk(self._unsaved[0])
+            if disk is not None and disk.is_full:
+                return False
             node = self._unsaved.popleft()
-            disk = self._disk(node)
             if disk is not None and node.segment is not None:
                 disk.save(node)
                 return True
@@ -122,8 +129,9 @@ class PrefixStore:
 
     def close(self) -> None:
         """Save what is not saved yet, and let go of everything."""
-        while self.save_one():
-            pass
+        patient = True
+        while self.save_one() or (self._unsaved and patient):
+            patient = all(disk.drain() for disk in self._disks.values())
         for disk in self._disks.values():
             disk.close()
         for kept in (self._held, self._forgotten, self._roots, self._disks):

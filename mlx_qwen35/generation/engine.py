@@ -29,8 +29,11 @@ from mlx_qwen35.models.model import Model
 from mlx_qwen35.options import KV_BITS
 
 T = TypeVar("T")
+# A step that begins while the last one runs copies the KV buffers which that one still reads: MLX writes in place only
+# where nobody else holds the buffer. Up to here (not measured on Apple hardware) that costs less than waiting does.
+OVERLAP_BYTES = 128 << 20
 SAVE_EVERY = 32  # turns
-PAUSE_SECONDS = 0.002  # between looks at readers that are slow
+PAUSE_SECONDS = 0.002  # between looks at readers, or a disk, that are slow
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Engine:
         self._running = self._closed = False
         self._flying: Step | None = None
         self._read_at = 0.0
-        self._turns, self._saving = 0, False
+        self._turns = 0
 
     def submit(self, request: Request) -> Line:
         """Take a request in; its answer comes over the line.
@@ -145,12 +148,13 @@ class Engine:
         try:
             self._welcome()
             self._dismiss_cancelled()
+            self._places.set_paused_aside(time.perf_counter())
             self._places.relieve(self._collect)
             self._places.admit()
             step = self._next_step()
             self._collect()
             self._flying = step
-            if not self._limits.overlap:
+            if not (self._limits.overlap and self._places.live_bytes <= OVERLAP_BYTES):
                 self._collect()
             self._save()
         except BaseException as error:  # a defect, or out of memory: the rows of this step end, the engine goes on
@@ -160,17 +164,23 @@ class Engine:
     def _save(self) -> None:
         """New prefixes go to disk where nobody waits; now and then also where somebody always does."""
         self._turns += 1
-        idle = not (self._places.rows or self._places.waiting or self._flying)
-        self._saving = (idle or self._turns % SAVE_EVERY == 0) and self._store.save_one()
+        if not self._busy:
+            if not self._store.save_one() and not self._store.unsaved:
+                self._places.relieve(self._collect)  # what the last row held may go now
+                mx.clear_cache()
+        elif self._turns % SAVE_EVERY == 0:
+            self._store.save_one()
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._places.rows or self._places.waiting or self._flying)
 
     def _go_on(self) -> None:
-        if self._places.rows or self._places.waiting or self._flying or self._saving:
-            if self._flying is None and self._places.rows and self._paused():
-                time.sleep(PAUSE_SECONDS)
+        if self._busy or self._store.unsaved:
+            if self._flying is None and not any(row.prefilling or row.decoding for row in self._places.rows):
+                time.sleep(PAUSE_SECONDS)  # all readers are slow, or the disk is
             self._turn_again()
             return
-        self._places.relieve(self._collect)  # what the last row held may go now
-        mx.clear_cache()
         with self._lock:
             self._running = bool(self._arrivals)
         if self._running:
@@ -179,10 +189,6 @@ class Engine:
     def _turn_again(self) -> None:
         if not self._thread.post(self._turn):
             self._give_up()
-
-    def _paused(self) -> bool:
-        """Whether all readers are slow."""
-        return not any(row.prefilling or row.decoding for row in self._places.rows)
 
     def _welcome(self) -> None:
         with self._lock:
@@ -211,6 +217,9 @@ class Engine:
         prefills = [(row, min(tokens, self._largest_window(row.target))) for row, tokens in shares]
         if not decoding and not prefills:
             return None
+        for row in self._places.rows:
+            if not row.prefilling and row not in decoding:
+                row.part()
         return self._launch(decoding, prefills, now)
 
     def _launch(self, decoding: Sequence[Row], prefills: Sequence[tuple[Row, int]], now: float) -> Step:
@@ -229,7 +238,7 @@ class Engine:
         mx.async_eval(step.tokens, step.finite, hidden, prefilled_state)
         for row, _ in prefills:
             step.prefilled.append((row, row.fed))
-            if row.at_checkpoint:
+            if row.at_checkpoint and not row.is_tight:
                 self._places.remember(row)
         return step
 
@@ -289,7 +298,7 @@ class Engine:
     # Leaving
 
     def _fail_all(self, error: BaseException) -> None:
-        self._flying, self._saving = None, False
+        self._flying = None
         for row in list(self._places.rows):
             self._places.let_go(row)
             row.fail(error)

@@ -6,6 +6,7 @@ import atexit
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,7 +34,10 @@ class MLXThread:
         self._ident = threading.get_ident()
         started.set()
         while True:
-            self._jobs.get()()
+            try:
+                self._jobs.get()()
+            except BaseException:  # a defect; without the thread nobody would ever be answered again
+                traceback.print_exc()
 
     @property
     def closing(self) -> bool:
@@ -41,7 +45,7 @@ class MLXThread:
         return self._closing.is_set()
 
     def post(self, job: Callable[[], object]) -> bool:
-        """Run `job`, which must not raise, after all that came before; False, and it never runs, once closed."""
+        """Run `job`, which should not raise, after all that came before; False, and it never runs, once closed."""
         with self._lock:
             if not self.closing:
                 self._jobs.put(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from mlx_qwen35.options import GIB
 
 MAX_ROWS = 16  # sequences in one step
 MAX_WAITING = 256  # requests in line; more are refused
+PATIENCE_SECONDS = 1.0  # with a reader who does not read, while others wait
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,7 @@ class Limits:
     prefix_bytes: int = 2 * GIB
     max_rows: int = MAX_ROWS
     max_waiting: int = MAX_WAITING
-    # MLX's CPU backend copies a KV buffer that a step in flight still reads, which costs more than Python does.
-    overlap: bool = field(default_factory=mx.metal.is_available)
+    overlap: bool = field(default_factory=mx.metal.is_available)  # whether a step may begin before the last was read
 
 
 class Places:
@@ -46,16 +49,18 @@ class Places:
 
     def admit(self) -> None:
         """Let requests in, in the order they came, as far as memory goes. Who prefills first is the pacer's choice."""
-        while self.waiting and len(self.rows) < self._limits.max_rows:
-            row = self.waiting[0]
+        while len(self.rows) < self._limits.max_rows:
+            row = next((row for row in self.waiting if not row.is_full), None)
+            if row is None:
+                return
             try:
                 needed = self._format(row).sizes.sequence(len(row.ids))
-                room = self._limits.cache_bytes - self.live_bytes - needed
-                if room < 0 and self.rows:
-                    return  # those behind wait too, or a long prompt would never get its turn
-                if room < 0:
+                if needed > self._limits.cache_bytes:
                     raise self._too_long(row, needed)
-                self.waiting.pop(0)
+                room = self._limits.cache_bytes - self.live_bytes - needed
+                if room < 0:
+                    return  # those behind wait too, or a long prompt would never get its turn
+                self.waiting.remove(row)
                 self._enter(row, room)
                 self.rows.append(row)
             except Exception as error:
@@ -81,14 +86,20 @@ class Places:
         node = self._store.restore(found, cache)
         nearest = found.nearest.all_ids() if found.common and not row.answered else ()
         reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node)
-        if not self._make_room(room):
-            # What the row has copied need not stay in the store while it runs; it leaves everything there at its end.
-            self._store.unpin(node)
-            node = form.root
-            self._store.pin(node)
-            self._make_room(room)
         row.enter(cache, sampler, node, reuse, form.sizes.stride)
-        self._counters.entered(row.prompt_tokens, reuse.cached, row.started - row.arrived)
+        if not self._make_room(room):
+            self._unpin(row)
+            self._make_room(room)
+        if not row.answered:
+            self._counters.entered(row.prompt_tokens, reuse.cached, row.started - row.arrived)
+
+    def _unpin(self, row: Row) -> None:
+        """What the row has copied need not stay in the store while it runs; it leaves all of it there at its end."""
+        assert row.node is not None
+        self._store.unpin(row.node)
+        row.node = self._format(row).root
+        self._store.pin(row.node)
+        row.is_tight = True
 
     def _make_room(self, room: int) -> bool:
         """Prefixes shrink to their budget and to `room` bytes; False where rows and their pins need more than that."""
@@ -101,21 +112,36 @@ class Places:
 
         collect: reads the step in flight
         """
-        self._make_room(self._limits.cache_bytes - self.live_bytes)
+        if not self._make_room(self._limits.cache_bytes - self.live_bytes):
+            for row in self.rows:
+                self._unpin(row)
+            self._make_room(self._limits.cache_bytes - self.live_bytes)
         if self.live_bytes <= self._limits.cache_bytes:
             return
         collect()
         if (live := self.live_bytes) <= self._limits.cache_bytes:
             return  # the step in flight was somebody's last
         if len(self.rows) > 1:
-            youngest = max(self.rows, key=lambda row: row.arrived)
-            self.let_go(youngest)
-            youngest.leave()
-            self.waiting.insert(0, youngest)
+            self._set_aside(max(self.rows, key=lambda row: row.arrived))
         elif self.rows:
             row = self.rows[0]
             self.retire(row)
             row.fail(self._too_long(row, live))
+
+    def _set_aside(self, row: Row) -> None:
+        """The row gives up its place and waits for another; what is known of its text is then prefilled again."""
+        self.let_go(row)
+        row.leave()
+        self.waiting.insert(0, row)
+
+    def set_paused_aside(self, now: float) -> None:
+        """A reader who has stopped reading keeps no place from those who wait; it gets one when it reads on."""
+        for row in [row for row in self.rows if row.paused_for(now) > PATIENCE_SECONDS]:
+            if any(not other.is_full for other in self.waiting):
+                self.rows.remove(row)
+                self._remember_safely(row)
+                row.leave()
+                self.waiting.append(row)
 
     def _too_long(self, row: Row, needed: int) -> RequestError:
         return RequestError(
@@ -139,10 +165,18 @@ class Places:
         assert row.fed <= len(row.ids)
         self.rows.remove(row)
         self._make_room(self._limits.cache_bytes - self.live_bytes)
-        self.remember(row)
-        if row.request.hold is not None:
-            row.request.hold.move(row.landmarks)
-        self._release(row)
+        self._remember_safely(row)
+
+    def _remember_safely(self, row: Row) -> None:
+        """Leave the row's text in the store and release its caches. Failing to remember is no failure of the answer."""
+        try:
+            self.remember(row)
+            if row.request.hold is not None:
+                row.request.hold.move(row.landmarks)
+        except Exception as error:
+            log.warning("A text of %d tokens could not be remembered: %s", row.fed, error)
+        finally:
+            self._release(row)
 
     def let_go(self, row: Row) -> None:
         """Out of the batch; what was computed since the last checkpoint is lost."""

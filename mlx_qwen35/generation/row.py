@@ -7,7 +7,7 @@ import time
 import mlx.core as mx
 
 from mlx_qwen35.caches.prefix_tree import Node
-from mlx_qwen35.caches.rows import SequenceCache
+from mlx_qwen35.caches.rows import SequenceCache, recurrent_layers
 from mlx_qwen35.generation.request import Ended, EndReason, Line, Prefilled, Request, Reuse
 from mlx_qwen35.generation.sampling import Sampler
 from mlx_qwen35.models.windows import Window
@@ -38,6 +38,8 @@ class Row:
         self.token: mx.array | None = None
         self.stops: list[int] = []  # positions where prefill windows end, ascending
         self.done = False
+        self.is_tight = False  # memory holds this text once only: no checkpoints before its end
+        self._full_since = 0.0
 
     # Before and during prefill
 
@@ -47,7 +49,7 @@ class Row:
         self.cache, self.sampler, self.node = cache, sampler, node
         if not self.answered:
             self.line.reuse = reuse
-        self.fed, self.target = reuse.cached, len(self.ids)
+        self.fed, self.target, self.is_tight = reuse.cached, len(self.ids), False
         self.drawn = self.answered
         self.prompt = mx.array(self.ids[: self.prompt_tokens], mx.uint32)
         self.answer = mx.array(self.ids[self.prompt_tokens :], mx.uint32)
@@ -102,9 +104,24 @@ class Row:
     # Decode
 
     @property
+    def is_full(self) -> bool:
+        """Whether its reader is too far behind to be given more."""
+        return self.line.waiting >= UNREAD
+
+    def paused_for(self, now: float) -> float:
+        """Seconds since its reader fell too far behind."""
+        self._full_since = (self._full_since or now) if self.is_full else 0.0
+        return now - self._full_since if self._full_since else 0.0
+
+    @property
     def decoding(self) -> bool:
         """Whether it takes part in the next step with the token that the last one draws."""
-        return self.token is not None and self.drawn < self.request.max_tokens and self.line.waiting < UNREAD
+        return self.token is not None and self.drawn < self.request.max_tokens and not self.is_full
+
+    def part(self) -> None:
+        """The next step goes on without it."""
+        for layer in recurrent_layers(self.cache or []):
+            layer.part()
 
     def decode(self) -> Window:
         assert self.cache is not None

@@ -10,6 +10,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlx_qwen35.caches.prefix_store import PrefixStore
+from mlx_qwen35.caches.rows import recurrent_layers
 from mlx_qwen35.errors import CheckpointError, RequestError
 from mlx_qwen35.generation.request import Prefilled, Request
 from mlx_qwen35.models.model import Model
@@ -220,17 +222,67 @@ def test_prefixes_and_live_sequences_together_keep_the_budget(model: Model) -> N
     text = prompt(900)
     with engine_over(model) as engine:
         sizes = engine.sizes(16)
-        cold, _ = answer(engine, [*text, 1, 2, 3], 20, KNOWN)
-    budget = sizes.sequence(950) + sizes.sequence(100)
+        first, _ = answer(engine, text, 2, KNOWN)
+        cold, _ = answer(engine, [*text, *first, 1, 2, 3], 20, KNOWN)
+    budget, most = sizes.sequence(950) + sizes.sequence(100), 0
     with engine_over(model, cache_bytes=budget, prefix_bytes=budget) as engine:
-        answer(engine, text, 2, KNOWN, checkpoints=[600])
-        line = engine.submit(Request([*text, 1, 2, 3], KNOWN, 20))
-        reading, most = iter(line), 0
-        tokens = []
-        for item in reading:
-            stats = engine.stats()
-            most = max(most, stats.live_bytes + stats.prefix_bytes)
-            tokens += [item] if isinstance(item, int) else []
-    assert line.reuse.cached > 500
+        for ids, count in ((text, 2), ([*text, *first, 1, 2, 3], 20)):
+            line, tokens = engine.submit(Request(ids, KNOWN, count, checkpoints=[300, 600])), []
+            for item in line:
+                stats = engine.stats()
+                most = max(most, stats.live_bytes + stats.prefix_bytes)
+                tokens += [item] if isinstance(item, int) else []
+    assert line.reuse.cached > 900
     assert tokens == cold
     assert most <= budget
+
+
+def test_what_can_never_fit_does_not_hold_up_those_behind_it(model: Model) -> None:
+    with engine_over(model) as engine:
+        sizes = engine.sizes(16)
+    with engine_over(model, cache_bytes=sizes.sequence(500)) as engine:
+        running = engine.submit(Request([1, 2], KNOWN, 400))
+        wait_for(lambda: engine.stats().rows == 1)
+        huge = engine.submit(Request(prompt(1000), KNOWN, 1))
+        small = engine.submit(Request([3, 4], KNOWN, 1))
+        with pytest.raises(RequestError, match="budget"):
+            tokens_of(huge)
+        assert len(tokens_of(small)) == 1
+        assert running.ended is None
+        running.cancel()
+
+
+def test_a_reader_who_stopped_reading_keeps_no_place_and_loses_nothing(model: Model) -> None:
+    """One thread that reads two answers by turns must not wait for itself."""
+    with engine_over(model, max_rows=1) as engine:
+        expected, _ = answer(engine, [1, 2], 200, KNOWN)
+        slow = engine.submit(Request([1, 2], KNOWN, 200))
+        wait_for(lambda: slow.waiting >= 64)
+        assert len(answer(engine, [3, 4], 10, KNOWN)[0]) == 10
+        assert tokens_of(slow) == expected
+
+
+def test_rows_left_out_of_a_step_do_not_keep_the_others_states(model: Model) -> None:
+    with engine_over(model) as engine:
+        sizes = engine.sizes(16)
+        lines = [engine.submit(Request([1, 2 + i], KNOWN, 2000)) for i in range(8)]
+        for i, line in enumerate(lines):
+            reading = iter(line)
+            for _ in range(10 * i):
+                next(reading)
+        wait_for(lambda: all(line.waiting >= 64 for line in lines))
+        layers = [layer for row in engine._places.rows for layer in recurrent_layers(row.cache or [])]
+        held = {id(array): array.nbytes for layer in layers for array in layer.state}
+        assert sum(held.values()) == 8 * sizes.state
+        for line in lines:
+            line.cancel()
+
+
+def test_failing_to_remember_is_no_failure_of_an_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine_over(model) as engine:
+        expected, _ = answer(engine, [1, 2], 20, KNOWN)
+        with monkeypatch.context() as patched:
+            patched.setattr(PrefixStore, "add", lambda *_: 1 / 0)
+            assert answer(engine, [1, 2], 20, KNOWN)[0] == expected
+        assert answer(engine, [1, 2], 20, KNOWN)[0] == expected
+        assert engine.stats().rows == 0
