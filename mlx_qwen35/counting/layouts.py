@@ -84,16 +84,33 @@ def _at(shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
     return as_strided(np.zeros(1, np.int8), shape, strides, writeable=False)
 
 
+def _reshaped(places: np.ndarray, shape: Sequence[int]) -> list[int] | None:
+    """Strides under which the same memory has another shape, or None. Numpy's own way may copy, so it may read."""
+    old = [(n, stride) for n, stride in zip(places.shape, places.strides) if n != 1]
+    strides, first, place = [1] * len(shape), 0, 0
+    while first < len(old) and place < len(shape) and places.size:
+        # The fewest axes of either shape, from here on, that hold equally many elements.
+        end, last, held, wanted = first + 1, place + 1, old[first][0], shape[place]
+        while held != wanted:
+            if wanted < held:
+                wanted, last = wanted * shape[last], last + 1
+            else:
+                held, end = held * old[end][0], end + 1
+        if any(old[i][1] != old[i + 1][0] * old[i + 1][1] for i in range(first, end - 1)):
+            return None
+        step = old[end - 1][1]
+        for i in reversed(range(place, last)):
+            strides[i], step = step, step * shape[i]
+        first, place = end, last
+    return strides
+
+
 def views(name: str, source: Layout, arguments: Any, shapes: Sequence[tuple[int, ...]]) -> list[Layout] | None:
     """The outputs of a primitive that only looks at its input in another way; None where it is none or must copy."""
     places, shape = source.places, shapes[0]
     if name in ("Reshape", "Flatten", "Unflatten", "ExpandDims", "Squeeze", "View"):
-        reshaped = places.view()
-        try:
-            reshaped.shape = shape
-        except AttributeError:
-            return None
-        return [source.viewed(reshaped)]
+        strides = _reshaped(places, shape)
+        return None if strides is None else [source.viewed(_at(shape, strides))]
     if name in ("StopGradient", "Copy", "Depends", "CustomTransforms"):
         return [source.viewed(places)]
     if name == "Broadcast":
