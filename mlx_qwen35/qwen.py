@@ -16,10 +16,12 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
+from types import NoneType
 from typing import Unpack
 
 from mlx_qwen35.asking import Messages, Options, Tools, chat_request, text_request
 from mlx_qwen35.chat.events import Event
+from mlx_qwen35.chat.messages import normalise_messages
 from mlx_qwen35.chat.reply import Completion, Gathering, Reply
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.stats import Stats
@@ -58,8 +60,12 @@ def load(
     """
     if kv_bits not in KV_BITS:
         raise RequestError(f"kv_bits is {kv_bits!r:.40}; it should be one of {', '.join(map(str, KV_BITS))}.")
-    if max_sequences < 1:
-        raise RequestError(f"max_sequences is {max_sequences}; it should be at least 1.")
+    whole = {"max_sequences": (max_sequences, 1), "context": (context, 1), "disk_bytes": (disk_bytes, 0)}
+    for option, (value, least) in {**whole, "prefix_bytes": (prefix_bytes or 0, 0)}.items():
+        if type(value) is not int or value < least:
+            raise RequestError(f"{option} is {value!r:.40}; it should be a whole number, at least {least}.")
+    if not isinstance(disk, (str, Path, NoneType)):
+        raise RequestError(f'disk is {disk!r:.40}; it should be a folder, or "auto".')
     folder = prefix_folder() if disk == "auto" else Path(disk).expanduser() if disk is not None else None
     caches = CacheOptions(kv_bits, prefix_bytes, folder, disk_bytes, max_sequences=max_sequences)
     return Qwen(
@@ -136,9 +142,11 @@ class Qwen:
         **options: Unpack[Options],
     ) -> Session:
         """A conversation that keeps its messages, and what was computed of it. options: of all its answers"""
-        said = list(chat_request(messages).messages)
+        said = chat_request(messages).messages
+        if said:
+            normalise_messages(said)
         if system is not None:
-            said.insert(0, {"role": "system", "content": system})
+            said = [{"role": "system", "content": system}, *said]
         return Session(self.runtime, said, tools, think, options)
 
     def load_session(self, path: str | Path) -> Session:

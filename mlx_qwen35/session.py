@@ -133,10 +133,13 @@ class Session:
         """Answer a tool call of the last reply. call: its id, or the call itself   result: what the model will read"""
         if not isinstance(result, str):
             raise RequestError(f"The result is a {type(result).__name__}; give text, such as json.dumps(result).")
+        if not isinstance(call, (str, Mapping)):
+            raise RequestError(f"The call is a {type(call).__name__}; give its id, or the call itself.")
         name = call if isinstance(call, str) else call.get("id")
         with self._turn():
             answers = [message for message in self._messages if message["role"] == "assistant"]
-            known = [made["id"] for made in answers[-1].get("tool_calls", ())] if answers else []
+            made = answers[-1].get("tool_calls") or () if answers else ()
+            known = [call["id"] for call in made if isinstance(call.get("id"), str)]
             if name not in known:
                 raise RequestError(
                     f"The last answer made no call {name!r:.60}; its calls are {', '.join(known) or 'none'}."
@@ -222,6 +225,8 @@ class Session:
 def _asked(question: Question) -> list[Message]:
     if question is None:
         return []
+    if not isinstance(question, (str, Mapping)):
+        raise RequestError(f"The question is a {type(question).__name__}; give text, or one message.")
     return [{"role": "user", "content": question} if isinstance(question, str) else dict(question)]
 
 

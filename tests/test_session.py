@@ -428,6 +428,27 @@ def test_sessions_give_way_to_live_sequences_where_memory_runs_out(tiny_chat: Pa
         assert session.chat("again").usage.completion_tokens == 4
 
 
+@pytest.mark.parametrize("calls", [None, [], [{"function": {"name": "f", "arguments": {}}}]])
+def test_a_tool_result_without_a_call_to_answer_is_one_line(qwen: Qwen, calls: Any) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "tool_calls": calls}]
+    session = qwen.session(messages=messages)
+    for call in ("call_1", {"function": {"name": "f"}}):
+        with pytest.raises(RequestError, match="its calls are none"):
+            session.add_tool_result(call, "x")
+    with pytest.raises(RequestError, match="The call is a int"):
+        session.add_tool_result(5, "x")  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_no_question_is_one_line(qwen: Qwen) -> None:
+    for ask in (qwen.session().chat, qwen.session().stream, qwen.session().astream):
+        for question in (5, ["Hello"]):
+            with pytest.raises(RequestError, match="The question is a"):
+                ask(question)  # pyright: ignore[reportArgumentType]
+    for messages in (5, [5], {"role": "user"}):
+        with pytest.raises(RequestError, match="messages"):
+            qwen.session("Be brief.", messages=messages)  # pyright: ignore[reportArgumentType]
+
+
 def test_closing_and_forgetting_let_go(qwen: Qwen) -> None:
     gc.collect()
     before = held_nodes(qwen)
