@@ -8,6 +8,7 @@ for event in runtime.chat(ChatRequest([{"role": "user", "content": "Hello"}])):
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -102,7 +103,7 @@ class Runtime:
         self.template = ChatTemplate.from_folder(folder)
         self.transcript = Transcript(self.tokenizer, self.template)
         self.notes = loaded.notes  # what people should know of how it was loaded
-        self._thread = thread
+        self._thread, self._closing = thread, threading.RLock()
         self._engine = thread.call(lambda: start_engine(loaded.model, thread, folder, cache_bytes, caches, warn))
         self.prefixes = Prefixes(self._engine, caches.kv_bits)
         self.warn = warn
@@ -139,8 +140,10 @@ class Runtime:
 
     def close(self) -> None:
         """Cancel what runs, save what is to outlive the process, and end the runtime's thread."""
-        self._engine.close()
-        self._thread.close()
+        with self._closing:
+            if not self._thread.closing:  # else it was all done before
+                self._engine.close()
+                self._thread.close()
 
     def stats(self) -> Stats:
         """Speeds, reuse, memory."""

@@ -306,6 +306,14 @@ def test_closing_ends_running_answers_and_refuses_new_ones(tiny_chat: Path) -> N
         qwen.chat("hello")
 
 
+def test_closing_again_does_nothing(tiny_chat: Path) -> None:
+    with mlx_qwen35.load(tiny_chat) as qwen:
+        with ThreadPoolExecutor() as pool:
+            for closed in [pool.submit(qwen.close) for _ in range(3)]:
+                closed.result()
+        qwen.close()
+
+
 def test_prefixes_on_disk_serve_the_next_process(tiny_chat: Path, tmp_path: Path) -> None:
     asked = "A long question. " * 30
     with mlx_qwen35.load(tiny_chat, disk=tmp_path / "prefixes", kv_bits=8) as qwen:
