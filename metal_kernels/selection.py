@@ -7,6 +7,7 @@ NaN is named once and never used again on that machine. Knows nothing of what th
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -40,14 +41,13 @@ class Candidate:
 
 def shapes_of(*arguments: Any) -> str:
     """Shapes and dtypes; lengths above 8 stand for all up to the next power of two."""
-    return " ".join(_shape_of(x) for x in arguments)
+    return " ".join([_shape_of(x.shape, x.dtype) if isinstance(x, mx.array) else "-" for x in arguments])
 
 
-def _shape_of(x: Any) -> str:
-    if not isinstance(x, mx.array):
-        return "-"
-    sizes = [n if n <= 8 else 1 << (n - 1).bit_length() for n in x.shape]
-    return "x".join(map(str, sizes)) + str(x.dtype).removeprefix("mlx.core.")
+@functools.lru_cache(4096)  # asked for every operation of every token
+def _shape_of(shape: tuple[int, ...], dtype: mx.Dtype) -> str:
+    sizes = [n if n <= 8 else 1 << (n - 1).bit_length() for n in shape]
+    return "x".join(map(str, sizes)) + str(dtype).removeprefix("mlx.core.")
 
 
 def seeded(*arguments: Any) -> tuple[Any, ...]:
@@ -124,7 +124,9 @@ class Selection:
         if key not in self._chosen:
             with self._lock:
                 self._chosen[key] = self._known_choice(operation, key) or self._measured(operation, key, arguments)
-        return self._chosen[key]
+        chosen = self._chosen[key]
+        # A class holds arguments that are alike, not equal: one of them may be too large for what another was fine for.
+        return chosen if chosen.fits(*arguments) else operation.off_metal
 
     def chosen(self) -> dict[str, Candidate]:
         """What was chosen in this process: operation and shape class -> candidate."""

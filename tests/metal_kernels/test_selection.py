@@ -107,6 +107,14 @@ def test_one_that_does_not_take_the_arguments_is_not_at_fault(bench: Bench) -> N
     assert bench.warnings == []
 
 
+def test_what_is_too_large_for_the_choice_of_its_class_runs_anywhere(bench: Bench) -> None:
+    operation = bench.operation(bench.candidate("metal", 1, fits=lambda x: x.size <= 12))
+    choice = bench.selection()
+    assert choice.choose(operation, (mx.ones(12),)).name == "metal"
+    assert choice.choose(operation, (mx.ones(13),)).name == "fast"
+    assert choice.choose(operation, (mx.ones(12),)).name == "metal"
+
+
 def test_one_that_fails_later_is_dropped_and_generation_goes_on(bench: Bench) -> None:
     def fails_at_seven(x: mx.array) -> mx.array:
         return crash(x) if x.size == 7 else mx.square(x)
