@@ -90,6 +90,7 @@ class Runtime:
         self,
         folder: Path,
         loaded: LoadedModel,
+        tokenizer: Tokenizer,
         thread: MLXThread,
         name: str,
         cache_bytes: int,
@@ -99,7 +100,7 @@ class Runtime:
         self.folder, self.name = folder, name
         self.config = loaded.config
         self.caches = caches
-        self.tokenizer = Tokenizer.from_folder(folder)
+        self.tokenizer = tokenizer
         self.template = ChatTemplate.from_folder(folder)
         self.transcript = Transcript(self.tokenizer, self.template)
         self.notes = loaded.notes  # what people should know of how it was loaded
@@ -129,11 +130,11 @@ class Runtime:
         Raises UserError: one line that says what is wrong and what to do.
         """
         folder, plan = fetch_if_it_fits(name, context, force, offline, caches.kv_bits)
-        _check_vocabulary(folder)
+        tokenizer = _read_tokenizer(folder)
         thread = MLXThread()
         try:
             loaded = thread.call(lambda: load_model(folder, progress))
-            return cls(folder, loaded, thread, name, cache_bytes(plan), caches, warn)
+            return cls(folder, loaded, tokenizer, thread, name, cache_bytes(plan), caches, warn)
         except BaseException:
             thread.close()
             raise
@@ -242,11 +243,12 @@ def released_size(config: ModelConfig) -> str | None:
     return None
 
 
-def _check_vocabulary(folder: Path) -> None:
-    """Refuse a tokenizer with ids past the embedding's rows: looking one up would read foreign memory."""
-    ids, rows = Tokenizer.from_folder(folder).vocab_size, read_config(folder).vocab_size
-    if ids > rows:
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    """Refuse, before weights are read, one with ids past the embedding's rows: their look-up reads foreign memory."""
+    tokenizer, rows = Tokenizer.from_folder(folder), read_config(folder).vocab_size
+    if (ids := tokenizer.vocab_size) > rows:
         raise CheckpointError(f"The tokenizer in {folder} has {ids} tokens, but the network's vocabulary {rows} rows.")
+    return tokenizer
 
 
 def _asks_for_greedy(folder: Path) -> bool:
