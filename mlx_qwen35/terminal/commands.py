@@ -63,16 +63,7 @@ class ChatState:
     def count(self, answer: Answer) -> None:
         """Add a finished answer to the totals."""
         self.last, self.answers = answer, self.answers + 1
-        new, sums = answer.usage, {}
-        for name in (
-            "prompt_tokens",
-            "cached_tokens",
-            "completion_tokens",
-            "reasoning_tokens",
-            "prefill_seconds",
-            "decode_seconds",
-        ):
-            sums[name] = getattr(self.total, name) + getattr(new, name)
+        sums = {name: getattr(self.total, name) + getattr(answer.usage, name) for name in SUMMED}
         self.total = replace(self.total, **sums)
 
 
