@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, settings
 
+from mlx_qwen35.metal_kernels.operations import override, using
+from mlx_qwen35.metal_kernels.selection import Selection
 from tests.metal_emulator.fixtures import metal, pytest_runtest_setup, pytest_terminal_summary  # noqa: F401
 from tests.support.tiny_chat import write_tiny_chat
 
@@ -18,6 +21,13 @@ settings.load_profile("patient")
 
 # References are float32 on a CPU; a Mac runs the same tests on its CPU too.
 mx.set_default_device(mx.cpu)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fresh_choice_of_kernels() -> Iterator[None]:
+    """What one run measured, on a GPU or emulated, is neither another's nor the user's."""
+    with using(Selection(override())):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,10 @@ def complaint(done) -> str:
         (["models", "--jsn"], "unknown option --jsn; did you mean --json?"),
         (["--verison"], "unknown option --verison; did you mean --version?"),
         (["chta"], "unknown command 'chta'; did you mean chat?"),
-        (["frobnicate"], "unknown command 'frobnicate'; known are chat, generate, models, convert, eval, app."),
+        (
+            ["frobnicate"],
+            "unknown command 'frobnicate'; known are chat, generate, models, convert, eval, app, kernels.",
+        ),
         (["generate", "hi", "--preset", "thinkin"], "unknown --preset 'thinkin'; did you mean thinking?"),
         (["generate", "two", "words"], "generate has no place for 'words'"),
         (["generate", "hi", "--temperature", "warm"], "--temperature: 'warm' is not a number"),
