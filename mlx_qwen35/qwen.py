@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from pathlib import Path
 from types import NoneType
 from typing import Unpack
@@ -22,7 +22,7 @@ from typing import Unpack
 from mlx_qwen35.asking import Messages, Options, Tools, chat_request, text_request
 from mlx_qwen35.chat.events import Event
 from mlx_qwen35.chat.messages import normalise_messages
-from mlx_qwen35.chat.reply import Completion, Gathering, Reply
+from mlx_qwen35.chat.reply import Completion, Reply, agathered, gathered
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.stats import Stats
 from mlx_qwen35.hub.cache import prefix_folder
@@ -89,7 +89,7 @@ class Qwen:
         messages: OpenAI form, or one question   tools: OpenAI form   think: None leaves it to the model's template
         options: `asking.Options`
         """
-        return _gathered(self.stream(messages, tools=tools, think=think, **options))
+        return gathered(self.stream(messages, tools=tools, think=think, **options))
 
     def stream(
         self, messages: Messages, *, tools: Tools | None = None, think: bool | None = None, **options: Unpack[Options]
@@ -102,7 +102,7 @@ class Qwen:
         self, messages: Messages, *, tools: Tools | None = None, think: bool | None = None, **options: Unpack[Options]
     ) -> Reply:
         """`chat` for event loops. Cancelling the task cancels the answer within one step."""
-        return await _agathered(self.astream(messages, tools=tools, think=think, **options))
+        return await agathered(self.astream(messages, tools=tools, think=think, **options))
 
     def astream(
         self, messages: Messages, *, tools: Tools | None = None, think: bool | None = None, **options: Unpack[Options]
@@ -114,7 +114,7 @@ class Qwen:
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
         """Go on with a text, or with token ids, as they stand, without a template; 256 tokens if not told."""
         running = self._submit_text(prompt, options)
-        return _completed(running, _gathered(running.events()))
+        return _completed(running, gathered(running.events()))
 
     def stream_generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Generator[Event]:
         """`generate`, event by event: `Content` with pieces of text, at the end `Finished`."""
@@ -125,7 +125,7 @@ class Qwen:
         """`generate` for event loops."""
         request = _text(prompt, options)
         running = self.runtime.submit(await asyncio.to_thread(self.runtime.prepare_text, request))
-        return _completed(running, await _agathered(running.aevents()))
+        return _completed(running, await agathered(running.aevents()))
 
     def astream_generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> AsyncGenerator[Event]:
         """`stream_generate` for event loops."""
@@ -188,22 +188,6 @@ class Qwen:
 def _text(prompt: str | Sequence[int], options: Options) -> TextRequest:
     limited: Options = {"max_tokens": USUAL_TEXT, **options}
     return text_request(prompt, **limited)
-
-
-def _gathered(answer: Generator[Event]) -> Reply:
-    gathering = Gathering()
-    with closing(answer) as events:
-        for event in events:
-            gathering.take(event)
-    return gathering.reply()
-
-
-async def _agathered(answer: AsyncGenerator[Event]) -> Reply:
-    gathering = Gathering()
-    async with aclosing(answer) as events:
-        async for event in events:
-            gathering.take(event)
-    return gathering.reply()
 
 
 def _completed(running: Running, reply: Reply) -> Completion:

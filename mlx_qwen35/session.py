@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from mlx_qwen35.asking import Options, Tools, chat_request, check_names
 from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.chat.events import Event, Finished, Usage
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
-from mlx_qwen35.chat.reply import Gathering, Reply
+from mlx_qwen35.chat.reply import Gathering, Reply, agathered, gathered
 from mlx_qwen35.errors import RequestError, SessionError
 from mlx_qwen35.running import Running
 from mlx_qwen35.runtime import ChatRequest, Runtime
@@ -106,23 +106,16 @@ class Session:
 
     def chat(self, question: Question = None, **options: Unpack[Options]) -> Reply:
         """Ask, and wait for the answer. Without a question the model goes on, as after `add_tool_result`."""
-        gathering = Gathering()
-        for event in self.stream(question, **options):
-            gathering.take(event)
-        return gathering.reply()
+        return gathered(self.stream(question, **options))
 
-    def stream(self, question: Question = None, **options: Unpack[Options]) -> Iterator[Event]:
+    def stream(self, question: Question = None, **options: Unpack[Options]) -> Generator[Event]:
         """Ask, and read the answer's events as they come; the last is `Finished`. Closing the iterator cancels."""
         self._request(_asked(question), options)  # what is wrong with it is said at once
         return self._stream(_asked(question), options)
 
     async def achat(self, question: Question = None, **options: Unpack[Options]) -> Reply:
         """`chat` for event loops; cancelling the task cancels the answer."""
-        gathering = Gathering()
-        async with aclosing(self.astream(question, **options)) as events:
-            async for event in events:
-                gathering.take(event)
-        return gathering.reply()
+        return await agathered(self.astream(question, **options))
 
     def astream(self, question: Question = None, **options: Unpack[Options]) -> AsyncGenerator[Event]:
         """`stream` for event loops."""
@@ -182,7 +175,7 @@ class Session:
         check_names(merged)
         return chat_request([*self._messages, *asked], self.tools, self.think, **merged)
 
-    def _stream(self, asked: list[Message], options: Options) -> Iterator[Event]:
+    def _stream(self, asked: list[Message], options: Options) -> Generator[Event]:
         with self._turn():
             running = self._runtime.submit(self._runtime.prepare(self._request(asked, options), self._hold))
             gathering = Gathering()

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 import mlx_qwen35
 from mlx_qwen35.caches import sealed
+from mlx_qwen35.chat.events import Event
+from mlx_qwen35.chat.reply import Gathering
 from mlx_qwen35.errors import RequestError, SessionError
 from mlx_qwen35.qwen import Qwen
 from mlx_qwen35.session import Session
@@ -447,6 +449,21 @@ def test_what_is_no_question_is_one_line(qwen: Qwen) -> None:
     for messages in (5, [5], {"role": "user"}):
         with pytest.raises(RequestError, match="messages"):
             qwen.session("Be brief.", messages=messages)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_interrupted_chat_leaves_the_session_free(qwen: Qwen, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Gathering):
+        def take(self, event: Event) -> None:
+            raise KeyboardInterrupt
+
+    session = qwen.session(**GREEDY)
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_qwen35.chat.reply.Gathering", Interrupted)
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            session.chat(ASKED[0])
+    assert session.messages == []
+    assert session.chat(ASKED[0]).content
+    del interrupt  # held until here: its traceback knows the frame that was reading
 
 
 def test_closing_and_forgetting_let_go(qwen: Qwen) -> None:

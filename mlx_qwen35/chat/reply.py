@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,3 +73,21 @@ class Gathering:
         assert self.finished is not None
         usage, reason = self.finished.usage, self.finished.reason
         return Reply("".join(self._content), "".join(self._reasoning), self._calls, usage, reason)
+
+
+def gathered(answer: Generator[Event]) -> Reply:
+    """Read an answer to its end; an error on the way closes it, which cancels."""
+    gathering = Gathering()
+    with closing(answer) as events:
+        for event in events:
+            gathering.take(event)
+    return gathering.reply()
+
+
+async def agathered(answer: AsyncGenerator[Event]) -> Reply:
+    """`gathered` for event loops; cancelling the task closes the answer at once."""
+    gathering = Gathering()
+    async with aclosing(answer) as events:
+        async for event in events:
+            gathering.take(event)
+    return gathering.reply()
