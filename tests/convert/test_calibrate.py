@@ -63,6 +63,18 @@ def test_every_packed_parameter_but_the_embedding_has_statistics_of_its_width(
     assert model is not None
 
 
+@pytest.mark.parametrize("name", [MOE, DENSE])
+def test_no_channel_of_an_embedding_that_is_the_head_too_counts_for_little(
+    name: str, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """The head's inputs alone would say so, and what is looked up would suffer."""
+    store = calibrate(sources[name], plan(sources[name], "good"), texts(name), tmp_path / "store")
+    found = store.statistics(f"{EMBEDDING}.weight").second_moments
+    assert (found is not None) == survey(sources[name]).config.tie_embeddings
+    if found is not None:
+        assert float(found.min()) > 0.5 * float(found.mean())
+
+
 def test_statistics_are_those_of_the_text_and_not_of_padding(sources: dict[str, Path], tmp_path: Path) -> None:
     """Layer 0's inputs computed text by text, with no batch and no padding."""
     folder, given = sources[DENSE], texts(DENSE)
