@@ -225,6 +225,22 @@ def test_a_stop_string_ends_the_answer_and_frees_its_row(endless: Qwen) -> None:
     assert rows_are_free(endless)
 
 
+def test_an_answer_that_a_stop_string_ends_knows_how_long_it_waited(tiny_chat: Path) -> None:
+    with mlx_qwen35.load(tiny_chat, max_sequences=1) as qwen:
+        stop = qwen.chat("hello", max_tokens=60, seed=3, think=False).content[5:8]
+        first = qwen.stream("first", max_tokens=30_000, think=False)
+        next(first)
+        with ThreadPoolExecutor() as pool:
+            waits = pool.submit(qwen.chat, "hello", max_tokens=30_000, seed=3, think=False, stop=stop)
+            while not qwen.stats().waiting:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            first.close()
+            reply = waits.result()
+        assert reply.reason == "stop"
+        assert reply.usage.queue_seconds >= 0.1
+
+
 def test_tool_calls_come_whole_and_go_back(qwen: Qwen) -> None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": "What is the weather in Paris?"}]
     reply = qwen.chat(messages, tools=[ADD], think=False, temperature=0, max_tokens=100)

@@ -42,8 +42,9 @@ def main() -> None:
         a, b = timings["states"], timings["replay"]
         print(
             f"window {tokens}, {kept} kept: every state {a.cpu_seconds * 1e3:.1f} ms, "
-            f"{tokens * state.nbytes >> 10:,} KiB written; replay {b.cpu_seconds * 1e3:.1f} ms, {held >> 10:,} KiB held and one state"
-            f" ({state.nbytes >> 10:,} KiB) written; peak {a.peak_bytes / b.peak_bytes:.1f} to 1"
+            f"{tokens * state.nbytes >> 10:,} KiB written; replay {b.cpu_seconds * 1e3:.1f} ms, "
+            f"{held >> 10:,} KiB held and one state ({state.nbytes >> 10:,} KiB) written; "
+            f"peak {a.peak_bytes / b.peak_bytes:.1f} to 1"
         )
 
 

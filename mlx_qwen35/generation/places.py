@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -85,7 +86,8 @@ class Places:
         cache = form.make()
         node = self._store.restore(found, cache)
         nearest = found.nearest.all_ids() if found.common and not row.answered else ()
-        reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node)
+        queued = (row.started or time.perf_counter()) - row.arrived
+        reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node, queued)
         row.enter(cache, sampler, node, reuse, form.sizes.stride)
         if not self._make_room(room):
             self._unpin(row)
@@ -132,6 +134,7 @@ class Places:
         """The row gives up its place and waits for another; what is known of its text is then prefilled again."""
         self.let_go(row)
         row.leave()
+        self._counters.set_aside()
         self.waiting.insert(0, row)
 
     def set_paused_aside(self, now: float) -> None:
@@ -141,6 +144,7 @@ class Places:
                 self.rows.remove(row)
                 self._remember_safely(row)
                 row.leave()
+                self._counters.set_aside()
                 self.waiting.append(row)
 
     def _too_long(self, row: Row, needed: int) -> RequestError:

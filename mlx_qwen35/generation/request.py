@@ -48,16 +48,18 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Reuse:
-    """What the prefix store had for a prompt.
+    """What the prefix store had for a prompt, when its turn came.
 
     cached: tokens not computed again   common: tokens shared with the nearest earlier text
     nearest: that text's ids, as far as they are kept   lost: more would have been reused, had it not been evicted
+    queued: seconds until then
     """
 
     cached: int = 0
     common: int = 0
     nearest: Sequence[int] = ()
     lost: bool = False
+    queued: float = 0.0
 
 
 @dataclass(frozen=True)

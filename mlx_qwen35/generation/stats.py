@@ -14,6 +14,7 @@ LAST_STEPS = 256
 class Stats:
     """Speeds are those of the last steps, in tokens/s; seconds; bytes.
 
+    set_aside: sequences that had to give up their place, and read their text again
     batch: sequences in the last decode steps, on average   cached_tokens: prompt tokens not computed again, since start
     """
 
@@ -27,6 +28,7 @@ class Stats:
     cached_tokens: int
     answer_tokens: int
     queue_seconds: float
+    set_aside: int
     live_bytes: int
     prefix_bytes: int
     evictions: int
@@ -40,7 +42,7 @@ class Counters:
     def __init__(self) -> None:
         self._steps: deque[tuple[int, int, float]] = deque(maxlen=LAST_STEPS)  # prefilled, drawn, seconds
         self._waits: deque[float] = deque(maxlen=LAST_STEPS)
-        self._requests = self._prompt = self._cached = self._answer = 0
+        self._requests = self._prompt = self._cached = self._answer = self._set_aside = 0
 
     def entered(self, prompt: int, cached: int, queued: float) -> None:
         """A request took its place in the batch."""
@@ -48,6 +50,9 @@ class Counters:
         self._prompt += prompt
         self._cached += cached
         self._waits.append(queued)
+
+    def set_aside(self) -> None:
+        self._set_aside += 1
 
     def stepped(self, prefilled: int, drawn: int, seconds: float) -> None:
         self._steps.append((prefilled, drawn, seconds))
@@ -68,6 +73,7 @@ class Counters:
             cached_tokens=self._cached,
             answer_tokens=self._answer,
             queue_seconds=sum(self._waits) / len(self._waits) if self._waits else 0.0,
+            set_aside=self._set_aside,
             live_bytes=live_bytes,
             prefix_bytes=prefix_bytes,
             evictions=evictions,

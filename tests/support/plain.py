@@ -65,5 +65,6 @@ class _Replayed(Sampler):
         below = mx.concatenate([mx.zeros(1), above[:-1]])
         self.behind = 100 * mx.maximum(0, mx.maximum(below - number, number - above))
         drawn = super()._categorical(logprobs)
-        assert mx.argmin(self.behind).item() == drawn.item(), "this is not how MLX draws"
+        # Up to the rounding of a sum over the vocabulary.
+        assert self.behind[drawn].item() <= 1e-3, "this is not how MLX draws"  # pyright: ignore
         return drawn
