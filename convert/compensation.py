@@ -44,7 +44,7 @@ def compensated(weights: Floats, upper: Floats, packing: Packing, dtype: mx.Dtyp
     top = top_code(packing)
     carried = weights.reshape(N, -1).copy()
     result = Grouped(np.empty((N, groups, size), np.uint8), *np.empty((2, N, groups), np.float32))
-    importance = (1 / np.diag(upper) ** 2).reshape(groups, size)
+    importance = np.asarray(1 / np.diag(upper) ** 2, np.float32).reshape(groups, size)
     for g in range(groups):
         first, last = g * size, (g + 1) * size
         block = carried[:, None, first:last]
