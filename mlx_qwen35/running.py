@@ -103,7 +103,7 @@ class Running:
             cached_tokens=reuse.cached,
             rerendered_tokens=again,
             cache_note=note,
-            queue_seconds=ended.queued if ended else 0.0,
+            queue_seconds=ended.queued if ended else reuse.queued,  # a stop string ends the answer before the line
         )
 
     def _compared(self, reuse: Reuse) -> tuple[str, int]:
