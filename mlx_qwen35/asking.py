@@ -64,6 +64,8 @@ def check_names(options: Mapping[str, Any]) -> None:
     """Raises RequestError for what is no option of an answer. For mappings, before they become keywords of a call."""
     for name in options:
         if name not in SAMPLING and name not in OTHERS:
+            if name in ("tools", "think"):
+                raise RequestError(f"{name} is of a whole conversation, and no option of one answer or text.")
             near = difflib.get_close_matches(name, [*SAMPLING, *OTHERS, "tools", "think"], 1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join([*SAMPLING, *OTHERS])}."
             raise RequestError(f"There is no option {name[:40]!r}. {hint}")

@@ -442,6 +442,8 @@ def test_a_tool_result_without_a_call_to_answer_is_one_line(qwen: Qwen, calls: A
 
 
 def test_what_is_no_question_is_one_line(qwen: Qwen) -> None:
+    with pytest.raises(RequestError, match="think is of a whole conversation"):
+        qwen.session().chat("Hello", think=True)  # pyright: ignore[reportCallIssue]
     for ask in (qwen.session().chat, qwen.session().stream, qwen.session().astream):
         for question in (5, ["Hello"]):
             with pytest.raises(RequestError, match="The question is a"):
