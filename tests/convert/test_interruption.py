@@ -25,7 +25,7 @@ from tests.reference import write_checkpoint
 
 # Small files, groups and blocks, so that a tiny checkpoint takes several of each; then says when so much is written.
 RUN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from mlx_qwen35.convert import Options, convert, layout, stream
 from mlx_qwen35.errors import UserError
@@ -40,6 +40,7 @@ def progress(done, total):
         print("now", flush=True)
         time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 print("begin", flush=True)
 try:
     convert(source, out, options, progress=progress)
