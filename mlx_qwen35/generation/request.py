@@ -59,7 +59,7 @@ class Reuse:
     common: int = 0
     nearest: Sequence[int] = ()
     lost: bool = False
-    queued: float = 0.0
+    queued: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
