@@ -1,6 +1,7 @@
 """The engine: requests join and leave between steps, and every step serves all of them. Token ids in, token ids out.
 
-On Metal a turn launches a step and then reads what the step before it drew, so that the device never waits for Python.
+On Metal, as long as the caches are small, a turn launches a step before it reads what the step before drew, so that the
+device does not wait for Python.
 """
 
 from __future__ import annotations

@@ -133,19 +133,19 @@ class Places:
     def _set_aside(self, row: Row) -> None:
         """The row gives up its place and waits for another; what is known of its text is then prefilled again."""
         self.let_go(row)
-        row.leave()
-        self._counters.set_aside()
-        self.waiting.insert(0, row)
+        self._wait_again(row, 0)
 
     def set_paused_aside(self, now: float) -> None:
         """A reader who has stopped reading keeps no place from those who wait; it gets one when it reads on."""
         for row in [row for row in self.rows if row.paused_for(now) > PATIENCE_SECONDS]:
             if any(not other.is_full for other in self.waiting):
-                self.rows.remove(row)
-                self._remember_safely(row)
-                row.leave()
-                self._counters.set_aside()
-                self.waiting.append(row)
+                self.retire(row)
+                self._wait_again(row, len(self.waiting))
+
+    def _wait_again(self, row: Row, at: int) -> None:
+        row.leave()
+        self._counters.set_aside()
+        self.waiting.insert(at, row)
 
     def _too_long(self, row: Row, needed: int) -> RequestError:
         return RequestError(
