@@ -151,8 +151,7 @@ class PrefixStore:
     def _load(self, node: Node, part: str) -> bool:
         before, disk = node.nbytes, self._disk(node)
         if disk is None or not disk.load(node, part):
-            self._prune(node)
-            return False
+            return False  # what follows a lost segment is out of reach until the segment is computed again
         self.nbytes += node.nbytes - before
         self._touch(node)
         return True
@@ -164,14 +163,6 @@ class PrefixStore:
             if all(step.reachable for step in node.path()) and node.restorable:
                 break
         return node
-
-    def _prune(self, node: Node) -> None:
-        """Nothing after a lost segment can be reached; a node that lost its checkpoint goes too if nothing follows."""
-        if not node.reachable:
-            for lost in list(node.descendants()):
-                lost.segment_on_disk = lost.checkpoint_on_disk = False
-                if lost.segment is not None or lost.checkpoint is not None:
-                    self._forget(lost)
 
     def _touch(self, node: Node) -> None:
         self._held[node.key] = node

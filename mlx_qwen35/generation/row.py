@@ -68,7 +68,6 @@ class Row:
     def leave(self) -> None:
         """Give the place up, to enter again later: what is known so far is then prefilled as one text."""
         self.token = None
-        self.fed, self.target = 0, len(self.ids)
 
     @property
     def answered(self) -> int:
