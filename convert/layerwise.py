@@ -13,7 +13,7 @@ from mlx_qwen35.models import off_metal
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.models.model import DecoderLayer
 from mlx_qwen35.models.tensor_names import Recipe
-from mlx_qwen35.models.weights import Survey, TensorReader, _as_parameter, survey
+from mlx_qwen35.models.weights import Survey, TensorReader, _as_parameter, module_at, survey
 
 Read = Callable[[Recipe], mx.array]
 TRUNK = "language_model.model."
@@ -77,10 +77,7 @@ class LayerwiseModel:
         mx.clear_cache()
 
     def _at(self, path: str) -> nn.Module:
-        module: nn.Module = self.found.model
-        for name in path.split("."):
-            module = module[int(name)] if isinstance(module, list) else module[name]
-        return module
+        return module_at(self.found.model, path)
 
 
 def mixer(layer: DecoderLayer, normed: mx.array) -> mx.array:

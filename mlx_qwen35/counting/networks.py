@@ -23,6 +23,7 @@ from mlx_qwen35.metal_kernels.operations import using
 from mlx_qwen35.metal_kernels.override import Override
 from mlx_qwen35.metal_kernels.selection import Candidate, Operation, Selection
 from mlx_qwen35.models.config import LINEAR, ModelConfig, parse_config
+from mlx_qwen35.models.joined import join
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.tensor_names import is_zero_centred_norm
 from mlx_qwen35.models.windows import Window
@@ -94,6 +95,7 @@ def our_step(size: str, kinds: Sequence[str], recipe: str, tokens: int, context:
     model = Model(config)
     model.eval()
     quantize(model, recipe)
+    join(model)
     parameters = {n: _empty(p, _our_dtype(n, p)) for n, p in parameters_of(model)}
 
     def caches(states: Sequence[mx.array]) -> list[Any]:

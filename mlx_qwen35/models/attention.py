@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx_qwen35.caches.kv import causal_attention
 from mlx_qwen35.caches.rows import AttentionCache
 from mlx_qwen35.models.config import ModelConfig
+from mlx_qwen35.models.joined import project
 from mlx_qwen35.models.layers import RMSNorm
 from mlx_qwen35.models.rotary import Rotary
 from mlx_qwen35.models.windows import Part, side_by_side
@@ -17,6 +18,8 @@ from mlx_qwen35.models.windows import Part, side_by_side
 
 class Attention(nn.Module):
     """Parameters under the names that MLX checkpoints use."""
+
+    JOINED = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,11 +45,11 @@ class Attention(nn.Module):
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """Queries and their gate [B, T, H, D], keys and values [B, T, Hk, D]; q and k normed."""
-        B, T, _ = x.shape
-        q_and_gate = self.q_proj(x).reshape(B, T, self.heads, 2, self.head_dim)
-        q, gate = q_and_gate[:, :, :, 0], q_and_gate[:, :, :, 1]
-        k = self.k_proj(x).reshape(B, T, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).reshape(B, T, self.kv_heads, self.head_dim)
+        (B, T, _), D = x.shape, self.head_dim
+        heads = (2 * self.heads, self.kv_heads, self.kv_heads)
+        columns = project(self, self.JOINED, x)
+        q_and_gate, k, v = (c.cut(H * D).reshape(B, T, H, D) for c, H in zip(columns, heads))
+        q, gate = q_and_gate[:, :, ::2], q_and_gate[:, :, 1::2]
         return self.q_norm(q), gate, self.k_norm(k), v
 
     def _mix(self, projected: Sequence[mx.array], cache: AttentionCache | None, positions: mx.array | None) -> mx.array:

@@ -11,6 +11,7 @@ from mlx_qwen35.caches.delta_state import DeltaState, DraftWindow
 from mlx_qwen35.caches.rows import DeltaRows
 from mlx_qwen35.metal_kernels.operations import gated_delta
 from mlx_qwen35.models.config import ModelConfig
+from mlx_qwen35.models.joined import project
 from mlx_qwen35.models.layers import CausalConv, GatedRMSNorm
 from mlx_qwen35.models.windows import Part, side_by_side
 
@@ -19,6 +20,8 @@ Memory = DeltaState | DeltaRows
 
 class GatedDeltaNet(nn.Module):
     """Parameters under the names that MLX checkpoints use."""
+
+    JOINED = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -49,11 +52,13 @@ class GatedDeltaNet(nn.Module):
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """The convolution's inputs [B, T, conv_dim], the gate z [B, T, Hv, Dv], log decay and beta [B, T, Hv]."""
-        z = self.in_proj_z(x).reshape(*x.shape[:2], self.Hv, self.Dv)
-        beta = mx.sigmoid(self.in_proj_b(x).astype(mx.float32))
-        a = self.in_proj_a(x).astype(mx.float32)
+        widths = (self.conv1d.weight.shape[0], self.Hv * self.Dv, self.Hv, self.Hv)
+        columns = project(self, self.JOINED, x)
+        qkv, z, b, a = (c.cut(width).reshape(*x.shape[:2], width) for c, width in zip(columns, widths))
+        beta = mx.sigmoid(b.astype(mx.float32))
+        a = a.astype(mx.float32)
         log_decay = -mx.exp(self.A_log.astype(mx.float32)) * nn.softplus(a + self.dt_bias)
-        return self.in_proj_qkv(x), z, log_decay, beta
+        return qkv, z.reshape(*x.shape[:2], self.Hv, self.Dv), log_decay, beta
 
     def _mix(self, projected: Sequence[mx.array], cache: Memory | None, draft: bool) -> mx.array:
         """Convolution, delta rule, gated norm: [B, T, Hv, Dv]. A draft is held by the cache, any other window stays."""

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen35.metal_kernels.operations import add_rms_norm
+from mlx_qwen35.models.joined import project
 
 
 class RMSNorm(nn.Module):
@@ -55,11 +56,16 @@ class CausalConv(nn.Module):
 class MLP(nn.Module):
     """The dense feed-forward: down(silu(gate x) * up x)."""
 
+    JOINED = ("gate_proj", "up_proj")
+
     def __init__(self, dims: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.gate_proj = nn.Linear(dims, width, bias=False)
         self.up_proj = nn.Linear(dims, width, bias=False)
         self.down_proj = nn.Linear(width, dims, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        """x: [..., C] -> [..., C]"""
+        gate, up = (c.cut(self.width) for c in project(self, self.JOINED, x))
+        return self.down_proj(nn.silu(gate) * up).reshape(x.shape)

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen35.models.config import ExpertsConfig
+from mlx_qwen35.models.joined import project
 from mlx_qwen35.models.layers import MLP
 
 SORT_FROM = 64  # pairs of token and expert from which sorting by expert pays, as in mlx-lm
@@ -83,9 +84,11 @@ class Experts(nn.Module):
 class SparseMoE(nn.Module):
     """Parameters under the names that MLX checkpoints use; `gate` is the router."""
 
+    JOINED = ("gate", "shared_expert_gate")
+
     def __init__(self, dims: int, config: ExpertsConfig) -> None:
         super().__init__()
-        self.chosen = config.chosen
+        self.count, self.chosen = config.count, config.chosen
         self.gate = nn.Linear(dims, config.count, bias=False)
         self.switch_mlp = Experts(dims, config)
         self.shared_expert = MLP(dims, config.shared_width)
@@ -93,13 +96,15 @@ class SparseMoE(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: [B, T, C] -> [B, T, C]"""
-        chosen, weights = self.route(x)
+        router, shared = project(self, self.JOINED, x)
+        chosen, weights = self.route(router.cut(self.count).reshape(*x.shape[:-1], self.count))
         routed = (self.switch_mlp(x, chosen) * weights[..., None]).sum(axis=-2)
-        return routed + mx.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        gate = mx.sigmoid(shared.cut(1)).reshape(*x.shape[:-1], 1)
+        return routed + gate * self.shared_expert(x)
 
-    def route(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """The chosen experts [B, T, K] and their weights, renormalised to sum to one, in the dtype of x."""
-        probabilities = mx.softmax(self.gate(x).astype(mx.float32), axis=-1)
+    def route(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """logits: [B, T, E] -> the chosen experts [B, T, K] and their weights, which sum to one, in the same dtype."""
+        probabilities = mx.softmax(logits.astype(mx.float32), axis=-1)
         chosen = mx.stop_gradient(mx.argpartition(-probabilities, self.chosen - 1, axis=-1)[..., : self.chosen])
         weights = mx.take_along_axis(probabilities, chosen, axis=-1)
-        return chosen, (weights / weights.sum(-1, keepdims=True)).astype(x.dtype)
+        return chosen, (weights / weights.sum(-1, keepdims=True)).astype(logits.dtype)

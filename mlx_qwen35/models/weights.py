@@ -21,6 +21,7 @@ from mlx_qwen35.hub.headers import CheckpointFiles, TensorEntry, read_checkpoint
 from mlx_qwen35.metal_kernels.operations import selection
 from mlx_qwen35.models import norms, off_metal
 from mlx_qwen35.models.config import ModelConfig, Quantization, read_config
+from mlx_qwen35.models.joined import join
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.tensor_names import Recipe, TensorPlan, is_zero_centred_norm, made_shape, plan_tensors
 
@@ -49,15 +50,16 @@ class Survey:
     notes: tuple[str, ...]
 
 
-def load_model(folder: Path, progress: Progress | None = None, adapt: bool = True) -> LoadedModel:
+def load_model(folder: Path, progress: Progress | None = None, adapt: bool = True, joined: bool = True) -> LoadedModel:
     """Load the checkpoint in `folder`.
 
-    `adapt` fits the network to the machine: off Metal, computation moves to float32 (see off_metal).
+    adapt: fit the network to the machine; off Metal, computation moves to float32 (see off_metal)
+    joined: make one matrix of projections that share an input (see joined.py); else parameters stay as they are named
     Raises ConfigError and CheckpointError, each with one line.
     """
     selection()  # what the environment asks of the kernels is refused here, before anything is read
     found = survey(folder)
-    _fill(found.model, found.plan, found.files.tensors, found.conventions, progress)
+    _fill(found.model, found.plan, found.files.tensors, found.conventions, progress, joined)
     found.model.eval()
     if adapt and not mx.metal.is_available():
         off_metal.prepare(found.model)
@@ -201,16 +203,21 @@ def _fill(
     entries: Mapping[str, TensorEntry],
     conventions: norms.Conventions,
     progress: Progress | None,
+    joined: bool,
 ) -> None:
-    """Read, transform and evaluate, layer by layer."""
+    """Read, transform, evaluate and join, layer by layer."""
     total = sum(entries[s].nbytes for r in plan.recipes.values() for s in set(r.sources))
     done = 0
-    for group in _by_layer(plan.recipes):
+    for path, group in _by_layer(plan.recipes).items():
         # A reader a layer: what it opened keeps the evaluated sources of stacked and halved tensors alive.
         reader = TensorReader(entries)
         values = [(t, _as_parameter(t, reader.read(plan.recipes[t]), conventions)) for t in group]
         model.load_weights(values, strict=False)
         mx.eval([v for _, v in values])
+        if joined and path:
+            layer = module_at(model, path)
+            join(layer)
+            mx.eval(layer.parameters())
         done += sum(entries[s].nbytes for t in group for s in plan.recipes[t].sources)
         if progress:
             progress(min(done, total), total)
@@ -224,9 +231,18 @@ def _as_parameter(target: str, value: mx.array, conventions: norms.Conventions) 
     return value
 
 
-def _by_layer(recipes: Mapping[str, Recipe]) -> list[list[str]]:
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """The part of a network at a path of names and numbers, such as `language_model.model.layers.0`."""
+    part: Any = root
+    for name in path.split("."):
+        part = part[int(name)] if isinstance(part, list) else part[name]
+    return part
+
+
+def _by_layer(recipes: Mapping[str, Recipe]) -> dict[str, list[str]]:
+    """Parameters by the path of their layer; those outside of layers under an empty one."""
     groups: dict[str, list[str]] = {}
     for target in recipes:
         head, _, tail = target.partition(".layers.")
-        groups.setdefault(f"{head}.{tail.split('.')[0]}" if tail else "", []).append(target)
-    return list(groups.values())
+        groups.setdefault(f"{head}.layers.{tail.split('.')[0]}" if tail else "", []).append(target)
+    return groups

@@ -48,7 +48,7 @@ def rounded(folder: Path, bits: int) -> RoundedModel:
 
 def whole_model_kl(folder: Path, bits: int, given: list[Tokens], known: int) -> tuple[float, float]:
     """The same number from whole models, text by text, in float64. -> mean KL, top-1"""
-    plain, other = load_model(folder).model, load_model(folder).model
+    plain, other = load_model(folder).model, load_model(folder, joined=False).model
     model = rounded(folder, bits)
     for path, packing in model.packings.items():
         if packing is None or path.startswith("mtp."):

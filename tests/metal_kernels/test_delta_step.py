@@ -13,6 +13,7 @@ from mlx_qwen35.caches.delta_state import DeltaState
 from mlx_qwen35.metal_kernels.delta_rows import Columns, DeltaMemory, DeltaWeights, Projected, Stepped, StepRows
 from mlx_qwen35.metal_kernels.delta_step import delta_step, delta_step_reference
 from mlx_qwen35.models.delta_net import GatedDeltaNet
+from mlx_qwen35.models.joined import project
 from mlx_qwen35.models.windows import Part
 from tests.metal_emulator import SCHEDULES, Session
 from tests.metal_kernels.delta_examples import (
@@ -57,10 +58,9 @@ def follow_the_layer(step: Step) -> None:
         (1, True, 1),
         (2, False, 0),
     ]:
-        x = mx.random.normal((1, tokens, layer.in_proj_qkv.weight.shape[1]))
+        x = mx.random.normal((1, tokens, layer.out_proj.weight.shape[0]))
         wanted = layer.packed(x, [Part(0, 1, tokens, cache, draft)])
-        projections = (layer.in_proj_qkv, layer.in_proj_z, layer.in_proj_a, layer.in_proj_b)
-        projected = Projected(*[Columns(p(x)[0]) for p in projections])
+        projected = Projected(*project(layer, ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b"), x))
         output, *_ = stepped = step(projected, weights, memory, StepRows([tokens], [held], [kept]), draft)
         memory = stepped.memory
         close("output", layer.out_proj(output.reshape(1, tokens, -1)), wanted)
