@@ -11,18 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from mlx_qwen35.convert import texts
 from mlx_qwen35.convert.calibrate import TOKENS, Plan, calibrate
-from mlx_qwen35.convert.parameters import network
+from mlx_qwen35.convert.decoding import decoder
 from mlx_qwen35.convert.plan import ConversionPlan
-from mlx_qwen35.convert.reading import Reader
 from mlx_qwen35.convert.rounding import CALIBRATED, Statistics
-from mlx_qwen35.convert.source import Source
 from mlx_qwen35.convert.statistics import SUMMARY, CalibrationStore
 from mlx_qwen35.convert.stream import MLX_DTYPES
-from mlx_qwen35.models.tensor_names import Recipe
 
 FOLDER = "calibration-in-progress"
 Calibrating = Callable[[int, int], None]  # layers done, in all
@@ -49,7 +44,7 @@ def statistics_for(
         tokens=options.calibration_tokens or TOKENS,
         seed=options.seed,
         progress=progress,
-        read=_decoded(source) if source.scales.by_weight else None,
+        read=decoder(source),
     )
     experts = {job.target for job in plan.jobs if job.parameter.rows != job.parameter.expert_rows}
     return lambda target, expert: store.statistics(target, expert if target in experts else None)
@@ -63,16 +58,3 @@ def finish(out: Path) -> dict[str, Any] | None:
     summary = CalibrationStore(folder).summary()
     shutil.rmtree(folder)
     return summary
-
-
-def _decoded(source: Source) -> Callable[[Recipe], mx.array]:
-    """A parameter of an FP8 source, in float32."""
-    parameters = {parameter.target: parameter for parameter in network(source)}
-
-    def read(recipe: Recipe) -> mx.array:
-        parameter = parameters[recipe.target]
-        with Reader() as reader:
-            rows = [reader.rows(span, parameter.width) for span in parameter.spans]
-        return mx.concatenate(rows).reshape(parameter.shape)
-
-    return read

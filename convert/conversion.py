@@ -177,8 +177,8 @@ def _complete(plan: ConversionPlan, out: Path, journal: Journal) -> None:
 
 def _drafts(plan: ConversionPlan, out: Path) -> DraftAgreement | None:
     source = plan.mtp or plan.source
-    if not (plan.has_mtp and plan.options.check_drafts) or source.scales.by_weight:
+    if not (plan.has_mtp and plan.options.check_drafts):
         return None
     if not all(file.exists() for file in source.survey.files.files):
         return None  # deleted as they were used up
-    return draft_agreement(source.folder, out)
+    return draft_agreement(source, out)

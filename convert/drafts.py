@@ -14,6 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.caches.kv import KVCache
+from mlx_qwen35.convert.decoding import loaded
+from mlx_qwen35.convert.source import Source
 from mlx_qwen35.hub.machine import this_machine
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
@@ -36,16 +38,18 @@ class DraftAgreement:
     drafts: int
 
 
-def draft_agreement(source: Path, converted: Path) -> DraftAgreement | None:
+def draft_agreement(source: Source, converted: Path) -> DraftAgreement | None:
     """None where it cannot be had: no MTP layer in one of them, no tokenizer, or the source does not fit in memory."""
-    size = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
-    # Off Metal the network computes in float32, twice what is stored.
-    if 2.5 * size > this_machine().budget or not (source / "tokenizer.json").is_file():
+    folder = source.folder
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    # Off Metal the network computes in float32: twice what is stored, or four times what FP8 is.
+    larger = 4.5 if source.scales.by_weight else 2.5
+    if larger * size > this_machine().budget or not (folder / "tokenizer.json").is_file():
         return None
-    first, drafts = _agreement(source, load_model(source).model)
+    first, drafts = _agreement(folder, loaded(source))
     if not drafts:
         return None
-    second, _ = _agreement(source, load_model(converted).model)
+    second, _ = _agreement(folder, load_model(converted).model)
     return DraftAgreement(first, second, drafts)
 
 

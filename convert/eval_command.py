@@ -8,13 +8,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from mlx_qwen35.convert.decoding import decoder, opened
 from mlx_qwen35.convert.evaluate import Contestant, eval_kl
-from mlx_qwen35.convert.layerwise import LayerwiseModel
-from mlx_qwen35.convert.report import Card, Size, packed_size, size_of, text_table, write_card
+from mlx_qwen35.convert.parameters import activation_dtype
+from mlx_qwen35.convert.report import Card, packed_size, size_of, text_table, write_card
 from mlx_qwen35.convert.rounded_model import RoundedModel, uniform
+from mlx_qwen35.convert.source import open_source
+from mlx_qwen35.convert.stream import MLX_DTYPES
 from mlx_qwen35.convert.texts import bundled, limited, read_texts, tokenized
 from mlx_qwen35.errors import ConfigError
-from mlx_qwen35.models.weights import survey
 
 TOKENS = 16_384
 STOCK_POINTS = (4, 5, 6, 8)
@@ -37,55 +39,42 @@ def run(args: argparse.Namespace) -> int:
     """Print the table (or JSON) to stdout. Raises UserError, one line, for what cannot be compared."""
     if args.card and len(args.quantized) > 1:
         raise ConfigError(f"--card describes one conversion, but {len(args.quantized)} are given.")
-    source = _folder(args.source)
-    quantized = {_label(name, args.quantized): _folder(name) for name in args.quantized}
+    source = open_source(args.source, stream=False)
+    quantized = {_label(name, args.quantized): open_source(name, stream=False) for name in args.quantized}
     texts = read_texts(args.texts) if args.texts else bundled("evaluation")
-    tokens = limited(tokenized(source, texts), args.tokens)
+    tokens = limited(tokenized(source.folder, texts), args.tokens)
     if not tokens:
         raise ConfigError(f"{args.tokens} tokens of text is too little to measure on; give at least 2.")
-    contestants: dict[str, Path | Contestant] = dict(quantized)
+    contestants: dict[str, Path | Contestant] = {name: opened(each) for name, each in quantized.items()}
     points = {bits: f"stock {bits} bits" for bits in STOCK_POINTS} if args.stock or args.card else {}
+    if points and source.is_packed:
+        raise ConfigError(f"{source.folder} is quantized itself; stock's points need the original as source.")
+    dtype = MLX_DTYPES[activation_dtype(source.config)]
     for bits, label in points.items():
-        found = survey(source)
-        if found.config.quantization:
-            raise ConfigError(f"{source} is quantized itself; stock's points need the original as source.")
-        contestants[label] = RoundedModel(found, uniform(found, bits))
-    evaluation = eval_kl(LayerwiseModel(source), contestants, tokens, _progress)
+        packings = uniform(source.survey, bits)
+        contestants[label] = RoundedModel(source.survey, packings, dtype=dtype, read=decoder(source))
+    evaluation = eval_kl(opened(source), contestants, tokens, _progress)
     print(json.dumps(asdict(evaluation), indent=1) if args.json else text_table(evaluation))
     if args.card:
-        name, folder = next(iter(quantized.items()))
-        sizes = {bits: _stock_size(source, bits) for bits in points}
+        name, conversion = next(iter(quantized.items()))
+        sizes = {bits: packed_size(source.survey, uniform(source.survey, bits)) for bits in points}
         card = Card(
             name=name,
             source=args.source,
-            size=size_of(folder),
+            size=size_of(conversion.survey),
             comparison=evaluation.comparisons[name],
             noise_floor=evaluation.noise_floor,
             points={bits: (sizes[bits], evaluation.comparisons[label]) for bits, label in points.items()},
             command=f"mlx-qwen35 eval kl {args.source} {args.quantized[0]} --card",
         )
-        print(f"wrote {', '.join(write_card(folder, card))} in {folder}", file=sys.stderr)
+        print(f"wrote {', '.join(write_card(conversion.folder, card))} in {conversion.folder}", file=sys.stderr)
     return 0
-
-
-def _stock_size(source: Path, bits: int) -> Size:
-    found = survey(source)
-    return packed_size(found, uniform(found, bits))
 
 
 def _label(name: str, names: list[str]) -> str:
     """The last part of a path or hub id, unless two would be called the same."""
     short = Path(name).name
     return short if [Path(n).name for n in names].count(short) == 1 else name
-
-
-def _folder(name: str) -> Path:
-    # Only a name needs the hub.
-    from mlx_qwen35.hub.download import download
-    from mlx_qwen35.hub.names import resolve
-
-    found = resolve(name)
-    return found.path if found.path is not None else download(found.hub_id)
 
 
 def _progress(done: int, total: int) -> None:

@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_qwen35.chat.tokenizer import Tokenizer
+from mlx_qwen35.convert.decoding import opened
 from mlx_qwen35.convert.layerwise import EMBEDDING, NORM, LayerwiseModel, run
 from mlx_qwen35.convert.rounded_model import RoundedModel
 from mlx_qwen35.convert.texts import Batch, Tokens, batches
@@ -76,10 +77,11 @@ def eval_kl(
 ) -> Evaluation:
     """Score contestants against `source` on `texts`, ids of the source's tokenizer.
 
+    Folders may hold anything the converter reads, FP8 originals included.
     Raises ConfigError and CheckpointError, as loading would, and where a contestant is of another network.
     """
-    reference = LayerwiseModel(source) if isinstance(source, Path) else source
-    others = {n: LayerwiseModel(c) if isinstance(c, Path) else c for n, c in contestants.items()}
+    reference = opened(source) if isinstance(source, Path) else source
+    others = {n: opened(c) if isinstance(c, Path) else c for n, c in contestants.items()}
     for name, other in others.items():
         _check_alike(reference, other, name)
     given = list(batches(texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +23,10 @@ MTP = "mtp"
 
 
 class LayerwiseModel:
-    """The parts of one checkpoint. Each part is loaded once, used, and released; then its memory is free again."""
+    """The parts of one checkpoint. Each part is loaded, used, and released; then its memory is free again.
+
+    What is loaded is this object's own: several may read one Survey, in any order.
+    """
 
     def __init__(self, source: Path | Survey, read: Read | None = None) -> None:
         """`read` makes a parameter from its sources, where plain tensors are not what the checkpoint stores.
@@ -50,7 +54,8 @@ class LayerwiseModel:
 
     def load(self, path: str) -> nn.Module:
         """The module at `path` with its weights, off Metal prepared to compute in float32."""
-        module = self._at(path)
+        # The survey's own module has shapes only, and others who load from it would overwrite each other's weights.
+        module = copy.deepcopy(self._at(path))
         # A reader a part: an open file keeps every tensor that was evaluated from it.
         read = self.read or TensorReader(self.found.files.tensors).read
         recipes, conventions = self.found.plan.recipes, self.found.conventions
@@ -71,7 +76,7 @@ class LayerwiseModel:
         return loaded
 
     def release(self, module: nn.Module) -> None:
-        """Drop a loaded part's weights. The part cannot be used or loaded again."""
+        """Drop a loaded part's weights, whoever still holds it."""
         nothing = mx.zeros(())
         module.update(tree_unflatten([(name, nothing) for name, _ in tree_flatten(module.parameters())]))
         mx.clear_cache()

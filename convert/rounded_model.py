@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwen35.convert.layerwise import LayerwiseModel
+from mlx_qwen35.convert.layerwise import LayerwiseModel, Read
 from mlx_qwen35.convert.observing import matrices
 from mlx_qwen35.convert.rounding import Packing, round_rows
 from mlx_qwen35.convert.statistics import CalibrationStore
@@ -21,7 +21,7 @@ HIGH = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
 
 
 class RoundedModel(LayerwiseModel):
-    """`source` with its matrices rounded to `packings`, at `quality`."""
+    """`source` with its matrices rounded to `packings`, at `quality`; `dtype` is what conversion would cast to."""
 
     def __init__(
         self,
@@ -30,8 +30,9 @@ class RoundedModel(LayerwiseModel):
         quality: str = "stock",
         store: CalibrationStore | None = None,
         dtype: mx.Dtype = mx.bfloat16,
+        read: Read | None = None,
     ) -> None:
-        super().__init__(source)
+        super().__init__(source, read)
         self.packings, self.quality, self.store, self.dtype = packings, quality, store, dtype
 
     def load(self, path: str) -> nn.Module:

@@ -16,12 +16,15 @@ from mlx_qwen35 import demo_checkpoint
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.convert import eval_command
 from mlx_qwen35.convert.evaluate import Measure, eval_kl
+from mlx_qwen35.convert.layerwise import LayerwiseModel
 from mlx_qwen35.convert.plot import Point, quality_plot
 from mlx_qwen35.convert.report import packed_size, size_of
 from mlx_qwen35.convert.rounded_model import RoundedModel, uniform
 from mlx_qwen35.convert.texts import Tokens, bundled, tokenized
 from mlx_qwen35.errors import CheckpointError, UserError
 from mlx_qwen35.models.weights import load_model, survey
+from tests.convert.originals import rewrite, stored, write_fp8
+from tests.convert.support import all_tensors
 from tests.convert.test_calibrate import texts as tiny_texts
 from tests.reference import write_checkpoint
 
@@ -94,6 +97,43 @@ def test_a_checkpoint_is_at_no_distance_from_itself(sources: dict[str, Path]) ->
     found = eval_kl(sources[MOE], {"itself": sources[MOE]}, texts(MOE)).comparisons["itself"]
     assert found.overall.mean == 0
     assert found.layer_errors == (0.0,) * len(found.layer_errors)
+
+
+@pytest.mark.parametrize("name", [UNTIED, TIED, MOE])
+def test_contestants_that_share_one_survey_do_not_share_weights(name: str, sources: dict[str, Path]) -> None:
+    """A tied embedding is kept until the end, as the head: who loaded last decided it."""
+    folder, given = sources[name], texts(name)
+    found = survey(folder)
+
+    def measured(*bits: int) -> dict[str, Any]:
+        contestants = {str(b): RoundedModel(found, uniform(found, b, 32)) for b in bits}
+        return dict(eval_kl(LayerwiseModel(found), contestants, given).comparisons)
+
+    alone = {str(b): eval_kl(folder, {"q": rounded(folder, b)}, given).comparisons["q"] for b in (3, 8)}
+    assert measured(3, 8) == measured(8, 3) == alone
+
+
+def fp8_and_plain(folder: Path) -> tuple[Path, dict[str, np.ndarray], Path]:
+    """An FP8 original, its true values, and the BF16 one it was made from; both with a tokenizer for any text."""
+    fp8, truth = write_fp8("moe_separate", folder / "fp8")
+    plain = write_checkpoint("moe_separate", folder / "plain")
+    (fp8 / "tokenizer.json").write_bytes((plain / "tokenizer.json").read_bytes())
+    return fp8, truth, plain
+
+
+def test_an_fp8_original_is_decoded_on_either_side(tmp_path: Path) -> None:
+    """Against the BF16 checkpoint that it was made from, and against the checkpoint of its own decoded values."""
+    fp8, truth, plain = fp8_and_plain(tmp_path)
+    decoded = write_checkpoint("moe_separate", tmp_path / "decoded")
+    values = {n: mx.array(truth[n]) if n in truth else v for n, v in all_tensors(decoded).items()}
+    rewrite(decoded, {name: stored(value) for name, value in values.items()})
+    given = tiny_texts("moe_separate")
+    assert eval_kl(decoded, {"q": fp8}, given).comparisons["q"].overall.mean == 0
+    one_way, other_way = (
+        eval_kl(a, {"q": b}, given).comparisons["q"].overall.mean for a, b in ((plain, fp8), (fp8, plain))
+    )
+    assert one_way == pytest.approx(other_way, rel=0.5)  # KL is symmetric to second order
+    assert one_way > 1e-6
 
 
 def test_domains_and_positions_divide_all_tokens(sources: dict[str, Path]) -> None:
@@ -171,6 +211,16 @@ def test_sizes_from_headers_are_those_of_the_files(sources: dict[str, Path]) -> 
     assert 16 <= size.bits_per_weight < 16.1
     assert size.token_bytes < size.nbytes  # experts that are not chosen, and the embedding's other rows
     assert 4 < packed_size(found, uniform(found, 4, 32)).bits_per_weight < 8
+
+
+def test_the_command_takes_an_fp8_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fp8, _, plain = fp8_and_plain(tmp_path)
+    (tmp_path / "texts.txt").write_text("The river is long.\n\nThe sea is wide.")
+    words = ("--texts", str(tmp_path / "texts.txt"), "--stock", "--json")
+    assert eval_command.run(arguments(str(fp8), str(plain), *words)) == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"]
+    assert set(found) == {"plain", *(f"stock {bits} bits" for bits in (4, 5, 6, 8))}
+    assert found["stock 8 bits"]["overall"]["mean"] < found["plain"]["overall"]["mean"] < 1  # FP8 keeps four bits
 
 
 def test_a_plot_is_drawn_for_a_single_point_without_noise_or_layers() -> None:

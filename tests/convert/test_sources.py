@@ -151,6 +151,13 @@ class TestFP8:
         assert json.loads((out / "quant_plan.json").read_text())["calibration"]["tokens"] > 10
         assert_both_load_it(out, "moe_separate", mtp=True)
 
+    def test_its_mtp_layer_is_compared_with_the_converted_one(self, tmp_path: Path) -> None:
+        folder, _ = write_fp8("dense", tmp_path / "fp8")
+        drafts = convert(folder, tmp_path / "out", Options(8, 32)).drafts
+        assert drafts is not None
+        assert drafts.drafts > 10
+        assert drafts.converted == pytest.approx(drafts.source, abs=0.3)  # of random weights, at 8 bits
+
     def test_a_weight_without_its_scale(self, tmp_path: Path) -> None:
         folder, truth = write_fp8("dense", tmp_path / "dense")
         name = sorted(truth)[3]
