@@ -153,5 +153,11 @@ class StepRows:
         )  # a row more: never fewer than 8 elements, see delta_step.SMALLEST
 
 
+@functools.lru_cache(256)  # decode asks for the same ones in every layer of every step
+def step_rows(tokens: tuple[int, ...], held: tuple[int, ...], kept: tuple[int, ...]) -> StepRows:
+    """`StepRows`, of which equal ones are made once."""
+    return StepRows(tokens, held, kept)
+
+
 def _starts(lengths: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sum(lengths[:i]) for i in range(len(lengths)))

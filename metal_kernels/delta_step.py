@@ -135,11 +135,17 @@ def _gated_norm(y: mx.array, z: Columns, weights: DeltaWeights) -> mx.array:
     )[0]
 
 
+def fits(splits: int, _: Projected, weights: DeltaWeights, *__: Any) -> bool:
+    """Whether the kernel takes a layer of this shape at all, with `splits` threadgroups a value head."""
+    Dk, Dv = weights.Dk, weights.Dv
+    return Dk % 4 == 0 and Dv % splits == 0 and Dv // splits * 4 <= MOST_THREADS
+
+
 def _check(projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, splits: int) -> None:
     """The kernel trusts every shape: what does not fit is named here."""
     w, N, P = weights, sum(rows.tokens), sum(rows.held)
     B, Hv, Dv, Dk, dtype = len(rows.tokens), w.Hv, w.Dv, w.Dk, projected.z.array.dtype
-    if Dk % 4 or Dv % splits or Dv // splits * 4 > MOST_THREADS:
+    if not fits(splits, projected, weights):
         raise ValueError(
             f"[delta_step] Dk = {Dk} must be a multiple of 4, and Dv = {Dv} of the {splits} splits, "
             f"with at most {MOST_THREADS // 4} rows of S each"

@@ -20,7 +20,7 @@ from mlx_qwen35.metal_kernels.delta_rows import (
     Stepped,
     StepRows,
 )
-from mlx_qwen35.metal_kernels.delta_rule import gated_delta
+from mlx_qwen35.metal_kernels.delta_rule import gated_delta, gated_delta_mx
 
 Rule = Callable[..., tuple[mx.array, mx.array]]
 
@@ -40,6 +40,13 @@ def delta_step_mx(
     if len(steps) == 1:
         return steps[0]
     return Stepped(*[mx.concatenate(list(arrays)) for arrays in zip(*steps) if arrays[0] is not None])
+
+
+def delta_step_mx_fast(
+    projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, draft: bool
+) -> Stepped:
+    """The same with MLX's own kernel for the rule. Dk a multiple of 32."""
+    return delta_step_mx(projected, weights, memory, rows, draft, gated_delta_mx)
 
 
 def _run(
@@ -70,8 +77,10 @@ def _run(
 
     tail = cut(memory.inputs, held_start + first * (W - 1), W - 1 + P)[:, kept : kept + W - 1]
     raw = mx.concatenate([tail, new(projected.qkv, weights.conv_dim)], axis=1)
-    taps = weights.conv.astype(mx.float32)
-    mixed = nn.silu(mx.conv1d(raw.astype(mx.float32), taps, groups=weights.conv_dim))
+    wide, taps = raw.astype(mx.float32), weights.conv.astype(mx.float32)
+    # Of so few tokens the convolution is a few products: four times faster than mx.conv1d on a CPU.
+    terms = [wide[:, w : w + T] * taps[:, w, 0] for w in range(W)]
+    mixed = nn.silu(sum(terms[1:], terms[0]))
     q, k, v = mx.split(mixed, [Hk * Dk, 2 * Hk * Dk], axis=-1)
     # x / |x| by the fused norm: the mean of squares is their sum / Dk, and so is its epsilon.
     q = mx.fast.rms_norm(q.reshape(B, T, Hk, Dk), None, 1e-6 / Dk) * (1 / Dk)

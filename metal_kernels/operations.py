@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen35.metal_kernels import delta_rule, rms_norm
+from mlx_qwen35.metal_kernels import delta_rule, delta_step_mx, rms_norm
+from mlx_qwen35.metal_kernels import delta_step as delta_step_kernel
 from mlx_qwen35.metal_kernels.choices import ChoiceFile, choices_file, this_machine
+from mlx_qwen35.metal_kernels.delta_rows import DeltaMemory, DeltaWeights, Projected, Stepped, StepRows
 from mlx_qwen35.metal_kernels.override import REFERENCE, VARIABLE, Override, parse_override
 from mlx_qwen35.metal_kernels.selection import Candidate, Operation, Selection, seeded
 
@@ -48,7 +51,22 @@ GATED_DELTA = Operation(
     ),
     example=_delta_example,
 )
-OPERATIONS = (ADD_RMS_NORM, GATED_DELTA)
+# More threadgroups a head fill a large chip where there are few heads; the norm then takes a launch of its own.
+DELTA_STEP = Operation(
+    "delta_step",
+    (
+        Candidate(REFERENCE, delta_step_kernel.delta_step_reference),
+        Candidate("fast", delta_step_mx.delta_step_mx),
+        Candidate("mx.fast", delta_step_mx.delta_step_mx_fast, True, lambda _, weights, *__: weights.Dk % 32 == 0),
+        *(
+            Candidate(name, partial(delta_step_kernel.delta_step, splits=n), True, partial(delta_step_kernel.fits, n))
+            for name, n in (("metal-4", 4), ("metal-2", 2), ("metal", 1))
+        ),
+    ),
+    example=delta_step_mx.step_example,
+    shape_class=delta_step_mx.step_class,
+)
+OPERATIONS = (ADD_RMS_NORM, GATED_DELTA, DELTA_STEP)
 
 
 def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
@@ -61,6 +79,13 @@ def gated_delta(
 ) -> tuple[mx.array, mx.array]:
     """The gated delta rule over a window of any length. Shapes as in `delta_rule.gated_delta`."""
     return selection().run(GATED_DELTA, (q, k, v, log_decay, beta, state))
+
+
+def delta_step(
+    projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, draft: bool
+) -> Stepped:
+    """A DeltaNet layer between its projections, for short windows. Shapes as in `delta_step.delta_step_reference`."""
+    return selection().run(DELTA_STEP, (projected, weights, memory, rows, draft))
 
 
 _selections: list[Selection] = []

@@ -10,7 +10,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from examples.benchmarks.measure import in_turn
-from mlx_qwen35.caches.delta_state import DraftWindow
+from mlx_qwen35.caches.delta_state import Moved
+from mlx_qwen35.metal_kernels.delta_rows import DeltaMemory, HeldWindow
 from mlx_qwen35.metal_kernels.delta_rule import gated_delta_step, gated_delta_stepwise
 
 HK, HV, DK, DV = 16, 32, 128, 128
@@ -20,7 +21,8 @@ def main() -> None:
     mx.set_default_device(mx.cpu)
     for tokens in (2, 4, 8):
         q, k, v, log_decay, beta, state = _inputs(tokens)
-        draft = DraftWindow(mx.zeros((1, tokens + 3, 8192)), k, v, log_decay, beta)
+        window = HeldWindow(*(x[0] for x in (k, v, log_decay, beta)))
+        held = Moved(DeltaMemory(mx.zeros((tokens + 3, 8192)), state, window), (tokens,))
         kept = tokens // 2
 
         def states(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state, kept=kept):
@@ -33,17 +35,17 @@ def main() -> None:
             mx.eval(outputs, after)
             return after[kept - 1]
 
-        def replay(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state, draft=draft, kept=kept):
+        def replay(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state, held=held, kept=kept):
             mx.eval(gated_delta_stepwise(q, k, v, log_decay, beta, state)[0])
-            return draft.replay(kept, state)
+            return held.settled(0, 1, kept)[1]
 
         timings = in_turn({"states": states, "replay": replay}, repeats=7)
-        held = sum(a.nbytes for a in (k, v, log_decay, beta))
+        held_bytes = sum(a.nbytes for a in (k, v, log_decay, beta))
         a, b = timings["states"], timings["replay"]
         print(
             f"window {tokens}, {kept} kept: every state {a.cpu_seconds * 1e3:.1f} ms, "
             f"{tokens * state.nbytes >> 10:,} KiB written; replay {b.cpu_seconds * 1e3:.1f} ms, "
-            f"{held >> 10:,} KiB held and one state ({state.nbytes >> 10:,} KiB) written; "
+            f"{held_bytes >> 10:,} KiB held and one state ({state.nbytes >> 10:,} KiB) written; "
             f"peak {a.peak_bytes / b.peak_bytes:.1f} to 1"
         )
 

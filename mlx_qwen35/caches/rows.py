@@ -10,7 +10,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mlx_qwen35.caches.delta_state import DeltaState, DraftWindow
+from mlx_qwen35.caches.delta_state import DeltaState
 from mlx_qwen35.caches.kv import Segment
 
 
@@ -59,18 +59,3 @@ class KVRows:
         """q: [B, H, T, D]   k, v: [B, Hk, T, D] -> [B, H, T, D]"""
         cut = [slice(i, i + 1) for i in range(len(self.rows))]
         return mx.concatenate([row.attend(q[i], k[i], v[i], scale) for row, i in zip(self.rows, cut)])
-
-
-class DeltaRows:
-    """The recurrence runs for all rows at once; a window that is a draft is held by each row for itself."""
-
-    def __init__(self, rows: Sequence[DeltaState]) -> None:
-        self.rows = rows
-        self.conv_tail, self.delta = DeltaState.together(rows)
-
-    def advance(self, conv_tail: mx.array, delta: mx.array, tokens: int) -> None:
-        DeltaState.advance_together(self.rows, conv_tail, delta, tokens)
-
-    def hold(self, draft: DraftWindow) -> None:
-        for i, row in enumerate(self.rows):
-            row.hold(draft.row(i))

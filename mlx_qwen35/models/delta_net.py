@@ -7,15 +7,20 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwen35.caches.delta_state import DeltaState, DraftWindow
-from mlx_qwen35.caches.rows import DeltaRows
-from mlx_qwen35.metal_kernels.operations import gated_delta
+from mlx_qwen35.caches.delta_state import DeltaState
+from mlx_qwen35.metal_kernels.delta_rows import (
+    Columns,
+    DeltaMemory,
+    DeltaWeights,
+    HeldWindow,
+    Projected,
+    step_rows,
+)
+from mlx_qwen35.metal_kernels.operations import delta_step, gated_delta
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.models.joined import project
 from mlx_qwen35.models.layers import CausalConv, GatedRMSNorm
-from mlx_qwen35.models.windows import Part, side_by_side
-
-Memory = DeltaState | DeltaRows
+from mlx_qwen35.models.windows import DeltaPart, side_by_side
 
 
 class GatedDeltaNet(nn.Module):
@@ -40,54 +45,89 @@ class GatedDeltaNet(nn.Module):
         self.norm = GatedRMSNorm(self.Dv, config.norm_eps)
         self.out_proj = nn.Linear(values, C, bias=False)
 
-    def __call__(self, x: mx.array, cache: Memory | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: DeltaState | None = None) -> mx.array:
         """x: [B, T, C] -> [B, T, C]; `cache` moves on by T tokens."""
-        return self._output(self._mix(self._project(x), cache, draft=False))
+        B, T, C = x.shape
+        part = DeltaPart(0, [DeltaState() if cache is None else cache], (T,) * B, (False,))
+        return self.packed(x.reshape(1, B * T, C), [part]).reshape(B, T, C)
 
-    def packed(self, x: mx.array, parts: Sequence[Part]) -> mx.array:
-        """Windows of several sequences.   x: [1, N, C] -> the same"""
-        projected = self._project(x)
-        mixed = [self._mix([part.cut(p) for p in projected], part.cache, part.draft) for part in parts]
-        return self._output(side_by_side(mixed))
+    def packed(self, x: mx.array, parts: Sequence[DeltaPart]) -> mx.array:
+        """Windows of several sequences, whose states move on.   x: [1, N, C] -> the same"""
+        projected = self._project(x[0])
+        mixed = [(self._step if part.is_short else self._mix)(_cut(projected, part), part) for part in parts]
+        return self.out_proj(side_by_side(mixed).flatten(2))
 
-    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """The convolution's inputs [B, T, conv_dim], the gate z [B, T, Hv, Dv], log decay and beta [B, T, Hv]."""
-        widths = (self.conv1d.weight.shape[0], self.Hv * self.Dv, self.Hv, self.Hv)
-        columns = project(self, self.JOINED, x)
-        qkv, z, b, a = (c.cut(width).reshape(*x.shape[:2], width) for c, width in zip(columns, widths))
-        beta = mx.sigmoid(b.astype(mx.float32))
-        a = a.astype(mx.float32)
-        log_decay = -mx.exp(self.A_log.astype(mx.float32)) * nn.softplus(a + self.dt_bias)
-        return qkv, z.reshape(*x.shape[:2], self.Hv, self.Dv), log_decay, beta
+    def _project(self, x: mx.array) -> Projected:
+        """x: [N, C]"""
+        qkv, z, b, a = project(self, self.JOINED, x)
+        return Projected(qkv, z, a, b)
 
-    def _mix(self, projected: Sequence[mx.array], cache: Memory | None, draft: bool) -> mx.array:
-        """Convolution, delta rule, gated norm: [B, T, Hv, Dv]. A draft is held by the cache, any other window stays."""
-        qkv, z, log_decay, beta = projected
-        B, T, _ = qkv.shape
-        tail_and_qkv = mx.concatenate([self._tail(qkv, cache), qkv], axis=1)
-        mixed = self.conv1d(tail_and_qkv).astype(mx.float32)
-        q, k, v = mx.split(mixed, self.splits, axis=-1)
-        q = _l2_norm(q.reshape(B, T, self.Hk, self.Dk)) * self.Dk**-0.5
-        k = _l2_norm(k.reshape(B, T, self.Hk, self.Dk))
+    def _step(self, projected: Projected, part: DeltaPart) -> mx.array:
+        """Short windows of any lengths in one operation: [1, N, Hv, Dv]."""
+        known = DeltaState.together(part.states)
+        if known is None:
+            memory, nothing = self._empty(len(part.tokens), projected.qkv.array.dtype), (0,) * len(part.tokens)
+            rows = step_rows(part.tokens, nothing, nothing)
+        else:
+            memory, rows = known[0].memory, step_rows(part.tokens, known[0].held, known[1])
+        stepped = delta_step(projected, self._weights(), memory, rows, any(part.drafts))
+        DeltaState.move(part.states, stepped.memory, part.tokens, part.drafts)
+        return stepped.output[None]
+
+    def _mix(self, projected: Projected, part: DeltaPart) -> mx.array:
+        """Long windows of one length, side by side: [B, T, Hv, Dv]."""
+        B, T = len(part.tokens), part.tokens[0]
+        keys, values = self.Hk * self.Dk, self.Hv * self.Dv
+        qkv = projected.qkv.cut(2 * keys + values).reshape(B, T, -1)
+        tails, states = self._settled(part, qkv.dtype)
+        inputs = mx.concatenate([tails, qkv], axis=1)
+        q, k, v = mx.split(self.conv1d(inputs).astype(mx.float32), self.splits, axis=-1)
+        # x / |x| by the fused norm: the mean of squares is their sum / Dk, and so is its epsilon.
+        q = mx.fast.rms_norm(q.reshape(B, T, self.Hk, self.Dk), None, 1e-6 / self.Dk) * (1 / self.Dk)
+        k = mx.fast.rms_norm(k.reshape(B, T, self.Hk, self.Dk), None, 1e-6 / self.Dk) * self.Dk**-0.5
         v = v.reshape(B, T, self.Hv, self.Dv)
-        output, delta = gated_delta(q, k, v, log_decay, beta, cache.delta if cache is not None else None)
-        if cache is not None and draft:
-            cache.hold(DraftWindow(tail_and_qkv, k, v, log_decay, beta))
-        elif cache is not None:
-            cache.advance(mx.contiguous(tail_and_qkv[:, T:]), delta, T)
-        return self.norm(output, z)
+        log_decay, beta = _gates(projected.a.cut(self.Hv), projected.b.cut(self.Hv), self.A_log, self.dt_bias)
+        log_decay, beta = log_decay.reshape(B, T, -1), beta.reshape(B, T, -1)
+        output, after = gated_delta(q, k, v, log_decay, beta, states)
+        if any(part.drafts):
+            held = HeldWindow(*(x.flatten(0, 1) for x in (k, v, log_decay, beta)))
+            memory = DeltaMemory(inputs.flatten(0, 1), states, held)
+        else:
+            memory = DeltaMemory(mx.contiguous(inputs[:, T:]).flatten(0, 1), after)
+        DeltaState.move(part.states, memory, part.tokens, part.drafts)
+        return self.norm(output, projected.z.cut(values).reshape(B, T, self.Hv, self.Dv))
 
-    def _output(self, normed: mx.array) -> mx.array:
-        return self.out_proj(normed.reshape(*normed.shape[:2], -1))
+    def _settled(self, part: DeltaPart, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """Tails [B, width - 1, conv_dim] and states [B, Hv, Dv, Dk] before the part's windows."""
+        for state in part.states:
+            state.settle()
+        known = DeltaState.together(part.states)
+        B = len(part.tokens)
+        memory = known[0].memory if known is not None else self._empty(B, dtype)
+        return memory.inputs.reshape(B, -1, memory.inputs.shape[1]), memory.state
 
-    def _tail(self, qkv: mx.array, cache: Memory | None) -> mx.array:
-        """The raw inputs just before this window: [B, width - 1, conv_dim], zeros at the start of a text."""
-        if cache is not None and cache.conv_tail is not None:
-            return cache.conv_tail
-        B, _, channels = qkv.shape
-        return mx.zeros((B, self.conv1d.weight.shape[1] - 1, channels), qkv.dtype)
+    def _empty(self, B: int, dtype: mx.Dtype) -> DeltaMemory:
+        """What is remembered before the first token."""
+        channels, width, _ = self.conv1d.weight.shape
+        state = mx.zeros((B, self.Hv, self.Dv, self.Dk))
+        return DeltaMemory(mx.zeros((B * (width - 1), channels), dtype), state)
+
+    def _weights(self) -> DeltaWeights:
+        arrays = self.conv1d.weight, self.A_log, self.dt_bias, self.norm.weight
+        made = getattr(self, "_made", None)
+        # Checked once, not in every step; weights are replaced whole (loading, adapters), never written into.
+        if made is None or any(a is not b for a, b in zip(arrays, (made.conv, made.A_log, made.dt_bias, made.norm))):
+            made = self._made = DeltaWeights(*arrays, self.norm.eps, self.Hk)
+        return made
 
 
-def _l2_norm(x: mx.array) -> mx.array:
-    """x / |x| over the last axis. The epsilon is added to the sum of squares, not to their mean."""
-    return x * mx.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+def _gates(a: mx.array, b: mx.array, A_log: mx.array, dt_bias: mx.array) -> tuple[mx.array, mx.array]:
+    """Log decay and beta, float32, in the shape of a and b."""
+    log_decay = -mx.exp(A_log) * nn.softplus(a.astype(mx.float32) + dt_bias)
+    return log_decay, mx.sigmoid(b.astype(mx.float32))
+
+
+def _cut(projected: Projected, part: DeltaPart) -> Projected:
+    """The part's tokens."""
+    rows = slice(part.start, part.start + sum(part.tokens))
+    return Projected(*(Columns(p.array[rows], p.first) for p in vars(projected).values()))

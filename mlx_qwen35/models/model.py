@@ -6,6 +6,7 @@ It follows mlx-lm's model protocol (`model(ids, cache=...)`, `.layers`, `make_ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,7 +19,7 @@ from mlx_qwen35.models.config import LINEAR, ModelConfig
 from mlx_qwen35.models.delta_net import GatedDeltaNet
 from mlx_qwen35.models.layers import MLP, RMSNorm
 from mlx_qwen35.models.moe import SparseMoE
-from mlx_qwen35.models.windows import Part, Window, grouped
+from mlx_qwen35.models.windows import Window, delta_grouped, grouped
 
 
 class DecoderLayer(nn.Module):
@@ -49,7 +50,7 @@ class DecoderLayer(nn.Module):
         assert not isinstance(cache, DeltaState)
         return self._feed_forward(x, self.self_attn(normed, cache, positions))
 
-    def packed(self, x: mx.array, added: mx.array | None, parts: Sequence[Part]) -> tuple[mx.array, mx.array]:
+    def packed(self, x: mx.array, added: mx.array | None, parts: Sequence[Any]) -> tuple[mx.array, mx.array]:
         """Windows of several sequences.
 
         x: [1, N, C], the residual stream, to which `added` is yet to be added: that is one launch with the norm
@@ -82,9 +83,10 @@ class Trunk(nn.Module):
 
     def packed(self, x: mx.array, windows: Sequence[Window]) -> mx.array:
         """Windows of several sequences.   x: [1, N, C] -> the same; the windows' caches move on."""
-        groups, added = grouped(windows), None
+        groups, delta_groups, added = grouped(windows), delta_grouped(windows), None
         for i, layer in enumerate(self.layers):
-            x, added = layer.packed(x, added, [group.part(i) for group in groups])
+            parts = [group.part(i) for group in (delta_groups if layer.is_linear else groups)]
+            x, added = layer.packed(x, added, parts)
         return self.norm.of_sum(x, added)[1]
 
 

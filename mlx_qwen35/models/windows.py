@@ -1,6 +1,7 @@
 """Windows of several sequences in one step, laid side by side along the time axis: no padding anywhere.
 
-Norms, projections and experts see one long row of tokens. Mixers see groups: neighbouring windows of equal length.
+Norms, projections and experts see one long row of tokens. Attention sees groups: neighbouring windows of equal length.
+DeltaNet layers see short windows together, whatever their lengths, and long ones in groups too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen35.caches.delta_state import DeltaState
-from mlx_qwen35.caches.rows import DeltaRows, KVRows, SequenceCache
+from mlx_qwen35.caches.rows import KVRows, SequenceCache
+from mlx_qwen35.metal_kernels.delta_rows import MOST_TOKENS
 
 
 @dataclass
@@ -42,13 +44,41 @@ class Part:
     start: int
     B: int
     T: int
-    cache: Any  # AttentionCache in attention layers; DeltaState or DeltaRows in the others
-    draft: bool = False
+    cache: Any  # an AttentionCache
     positions: mx.array | None = None  # [3, B, T]
 
     def cut(self, x: mx.array) -> mx.array:
         """[1, N, ...] -> this group's tokens, [B, T, ...]"""
         return x[:, self.start : self.start + self.B * self.T].reshape(self.B, self.T, *x.shape[2:])
+
+
+@dataclass(frozen=True)
+class DeltaPart:
+    """What one DeltaNet layer sees of neighbouring windows: where they begin among the step's tokens, the rows' states,
+    tokens of each row (long windows are of one length), and which states are to hold theirs as drafts.
+    """
+
+    start: int
+    states: Sequence[DeltaState]
+    tokens: tuple[int, ...]
+    drafts: tuple[bool, ...]
+
+    @property
+    def is_short(self) -> bool:
+        return max(self.tokens) <= MOST_TOKENS
+
+
+class DeltaGroup:
+    """Neighbouring windows that DeltaNet layers take together."""
+
+    def __init__(self, start: int, windows: Sequence[Window]) -> None:
+        self.start, self.windows = start, windows
+        self.tokens, self.drafts = tuple(w.tokens for w in windows), tuple(w.draft for w in windows)
+
+    def part(self, layer: int) -> DeltaPart:
+        """This group as layer number `layer` sees it."""
+        states: Any = [window.cache[layer] for window in self.windows]
+        return DeltaPart(self.start, states, self.tokens, self.drafts)
 
 
 class Group:
@@ -58,7 +88,7 @@ class Group:
         self.start, self.windows = start, windows
         self.offsets = mx.array([_length(window.cache) for window in windows])
         first = windows[0]
-        self.T, self.draft = first.tokens, first.draft
+        self.T = first.tokens
         self.positions = None if first.positions is None else mx.stack([_of(w.positions) for w in windows], axis=1)
 
     def part(self, layer: int) -> Part:
@@ -66,16 +96,26 @@ class Group:
         rows: list[Any] = [window.cache[layer] for window in self.windows]
         cache = rows[0]
         if len(rows) > 1:
-            cache = DeltaRows(rows) if isinstance(cache, DeltaState) else KVRows(rows, self.offsets)
-        return Part(self.start, len(rows), self.T, cache, self.draft, self.positions)
+            cache = KVRows(rows, self.offsets)
+        return Part(self.start, len(rows), self.T, cache, self.positions)
 
 
 def grouped(windows: Sequence[Window]) -> list[Group]:
     """Windows in their order, neighbours of equal length and kind together."""
     groups, start = [], 0
-    for _, run in groupby(windows, lambda w: (w.tokens, w.draft, w.positions is None)):
+    for _, run in groupby(windows, lambda w: (w.tokens, w.positions is None)):
         members = list(run)
         groups.append(Group(start, members))
+        start += sum(window.tokens for window in members)
+    return groups
+
+
+def delta_grouped(windows: Sequence[Window]) -> list[DeltaGroup]:
+    """Windows in their order, neighbours that DeltaNet layers take together: short ones, and long ones of one kind."""
+    groups, start = [], 0
+    for _, run in groupby(windows, lambda w: None if w.tokens <= MOST_TOKENS else (w.tokens, w.draft)):
+        members = list(run)
+        groups.append(DeltaGroup(start, members))
         start += sum(window.tokens for window in members)
     return groups
 
