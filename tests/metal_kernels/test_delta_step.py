@@ -14,7 +14,7 @@ from mlx_qwen35.metal_kernels.delta_rows import Columns, DeltaMemory, DeltaWeigh
 from mlx_qwen35.metal_kernels.delta_step import delta_step, delta_step_reference
 from mlx_qwen35.models.delta_net import GatedDeltaNet
 from mlx_qwen35.models.joined import project
-from mlx_qwen35.models.windows import Part
+from mlx_qwen35.models.windows import DeltaPart
 from tests.metal_emulator import SCHEDULES, Session
 from tests.metal_kernels.delta_examples import (
     FLOAT32,
@@ -42,6 +42,14 @@ def recurrent_layer(name: str) -> GatedDeltaNet:
     return next(layer.linear_attn for layer in network(name).layers if layer.is_linear)
 
 
+class AsLong(DeltaPart):
+    """Windows that the layer computes as it does long ones: not by the step that is on trial."""
+
+    @property
+    def is_short(self) -> bool:
+        return False
+
+
 def follow_the_layer(step: Step) -> None:
     """Windows of a text, some drafted, through the layer and its cache and through the step and its memory."""
     layer: GatedDeltaNet = recurrent_layer("dense")
@@ -59,7 +67,7 @@ def follow_the_layer(step: Step) -> None:
         (2, False, 0),
     ]:
         x = mx.random.normal((1, tokens, layer.out_proj.weight.shape[0]))
-        wanted = layer.packed(x, [Part(0, 1, tokens, cache, draft)])
+        wanted = layer.packed(x, [AsLong(0, [cache], (tokens,), (draft,))])
         projected = Projected(*project(layer, ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b"), x))
         output, *_ = stepped = step(projected, weights, memory, StepRows([tokens], [held], [kept]), draft)
         memory = stepped.memory
