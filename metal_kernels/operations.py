@@ -66,7 +66,21 @@ DELTA_STEP = Operation(
     example=delta_step_mx.step_example,
     shape_class=delta_step_mx.step_class,
 )
-OPERATIONS = (ADD_RMS_NORM, GATED_DELTA, DELTA_STEP)
+# Arguments: two ways to make the logits of one step, and what they are for; models/activations.py. The largest logit
+# moves by some hundredths between the two dtypes, more where rounding makes a router choose another expert; what has
+# overflowed is infinite or nothing alike.
+ACTIVATIONS = Operation(
+    "activations",
+    (
+        Candidate(REFERENCE, lambda stored, *_: stored()),
+        Candidate("stored", lambda stored, *_: stored()),
+        Candidate("float16", lambda _, half, *__: half(), True),
+    ),
+    example=lambda *arguments: arguments,
+    shape_class=lambda *arguments: arguments[-1],
+    tolerance={mx.float32: 0.25},
+)
+OPERATIONS = (ADD_RMS_NORM, GATED_DELTA, DELTA_STEP, ACTIVATIONS)
 
 
 def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:

@@ -53,12 +53,12 @@ class GatedDeltaNet(nn.Module):
 
     def packed(self, x: mx.array, parts: Sequence[DeltaPart]) -> mx.array:
         """Windows of several sequences, whose states move on.   x: [1, N, C] -> the same"""
-        projected = self._project(x[0])
+        projected = self._project(x)
         mixed = [(self._step if part.is_short else self._mix)(_cut(projected, part), part) for part in parts]
         return self.out_proj(side_by_side(mixed).flatten(2))
 
     def _project(self, x: mx.array) -> Projected:
-        """x: [N, C]"""
+        """x: [1, N, C]"""
         qkv, z, b, a = project(self, self.JOINED, x)
         return Projected(qkv, z, a, b)
 

@@ -184,7 +184,7 @@ class Model(nn.Module):
         be neighbours: they are computed together.
         """
         rows = [self.embed(w.ids) if w.embeddings is None else w.embeddings for w in windows]
-        return self.language_model.model.packed(mx.concatenate(rows)[None], windows)[0]
+        return self.language_model.model.packed(mx.concatenate(rows)[None], windows).squeeze(0)
 
     def embed(self, ids: mx.array) -> mx.array:
         """ids: [...] -> [..., C]"""

@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.hub.headers import CheckpointFiles, TensorEntry, read_checkpoint
 from mlx_qwen35.metal_kernels.operations import selection
-from mlx_qwen35.models import norms, off_metal
+from mlx_qwen35.models import activations, norms, off_metal
 from mlx_qwen35.models.config import ModelConfig, Quantization, read_config
 from mlx_qwen35.models.joined import join
 from mlx_qwen35.models.model import Model
@@ -61,9 +61,12 @@ def load_model(folder: Path, progress: Progress | None = None, adapt: bool = Tru
     found = survey(folder)
     _fill(found.model, found.plan, found.files.tensors, found.conventions, progress, joined)
     found.model.eval()
-    if adapt and not mx.metal.is_available():
-        off_metal.prepare(found.model)
-    return LoadedModel(found.model, found.config, found.notes)
+    model = found.model
+    if adapt and mx.metal.is_available():
+        model = activations.fastest(model)
+    elif adapt:
+        off_metal.prepare(model)
+    return LoadedModel(model, found.config, found.notes)
 
 
 def survey(folder: Path) -> Survey:
