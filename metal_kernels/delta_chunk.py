@@ -1,16 +1,19 @@
-"""The gated delta rule over long windows on Metal: two launches, matrices of 8x8 in float32, 16 tokens at a time.
+"""The gated delta rule over long windows on Metal: two launches, 8x8 matrices in float32, 16 tokens at a time.
 
-The definition is `delta_rule.gated_delta_stepwise`. For the tokens i, j < C of a chunk, with d(i, j) what is left of
-token j at token i (the product of the decays after j up to i), d(i) what is left at token i of the state S before the
-chunk, and S written [Dk, Dv]:
+The definition is `delta_rule.gated_delta_stepwise`. Of the tokens i, j < C of a chunk, with S [Dk, Dv] before it, d(i)
+what is left of S at token i, and d(i, j) what is left of token j at token i (the product of the decays behind j):
 
-    M = I + strictly lower(beta_i k_i k_j)      solve = lower(d(i, j) M^-1 beta_j)      scores = lower(d(i, j) q_i k_j)
-    X = solve (V - d(i) K S)                    Y = d(i) Q S + scores X                 S' = d(C-1) S + K^T (d(C-1, j) X)
+    M      = I + strictly lower(beta_i k_i k_j)
+    solve  = lower(d(i, j) M^-1 beta_j)
+    scores = lower(d(i, j) q_i k_j)
+    X      = solve (V - d(i) K S)
+    Y      = d(i) Q S + scores X
+    S'     = d(C - 1) S + K^T (d(C - 1, j) X)
 
-The first launch makes the factors, `solve` and `scores` and the two rows of decays, of all chunks at once: k k^T and
-q k^T once a key head. The second goes through the chunks of a value head with S in registers, each simdgroup with
-columns of its own, and reads k, q, factors and v once a threadgroup. The chunked form of delta_rule.py multiplies
-M^-1 with V and K apart; that is 2 C Dk products a token and column more.
+The first launch makes the factors (`solve`, `scores`, d(i) and d(C - 1, j)) of all chunks at once, k k^T and q k^T once
+a key head. The second goes through the chunks of a value head with S in registers, each simdgroup with columns of its
+own; a threadgroup shares q, k and the factors. Decays are multiplied, never divided: whatever they are, nothing
+overflows. `solve` is a triangular system solved row by row, not a series: equal keys do not make it cancel.
 
 Knows nothing of caches; which implementation is used is decided elsewhere. Letters as in delta_rule.py.
 """
@@ -31,8 +34,6 @@ FACTORS = (CHUNK + 1, 2 * CHUNK)  # of a chunk and value head; laid out in delta
 MOST_KEY_DIM = 128  # wider ones fit neither threadgroup memory nor a simdgroup's registers
 MOST_SIMDGROUPS = 8  # of a threadgroup of the scan
 SMALLEST = 8  # elements; MLX hands smaller inputs to a kernel in another address space
-
-Arrays = tuple[mx.array, mx.array, mx.array, mx.array, mx.array, mx.array | None]
 
 
 def delta_chunk(
@@ -56,7 +57,7 @@ def delta_chunk(
     chunks = -(-T // CHUNK)
     (factors,) = _factors_kernel()(
         inputs=[q, k, _padded(log_decay), _padded(beta)],
-        template=[("DK", Dk), ("GROUP", Hv // Hk)],
+        template=[("DK", Dk)],
         grid=(3 * SIMD * chunks, Hk, B),
         threadgroup=(3 * SIMD, 1, 1),
         output_shapes=[(B, Hv, chunks, *FACTORS)],
@@ -65,7 +66,7 @@ def delta_chunk(
     threads = simdgroups * SIMD
     y, after = _scan_kernel(state is None)(
         inputs=[q, k, v, factors, *([] if state is None else [state])],
-        template=[("DK", Dk), ("DV", Dv), ("GROUP", Hv // Hk), ("SPLITS", splits), ("SIMDGROUPS", simdgroups)],
+        template=[("DK", Dk), ("WIDE", Dv // (TILE * splits * simdgroups)), ("SIMDGROUPS", simdgroups)],
         grid=(threads * splits, Hv, B),
         threadgroup=(threads, 1, 1),
         output_shapes=[(B, T, Hv, Dv), (B, Hv, Dv, Dk)],
@@ -75,7 +76,7 @@ def delta_chunk(
 
 
 def takes(q: mx.array, k: mx.array, v: mx.array, *_: Any) -> bool:
-    """Whether `delta_chunk` is for such a window, in any number of splits up to 4. One chunk alone is never worth it."""
+    """Whether `delta_chunk` is for such a window, with 1, 2 or 4 splits. A single chunk is never worth two launches."""
     Dk, Dv = q.shape[-1], v.shape[-1]
     return q.shape[1] > CHUNK and Dk % TILE == 0 and Dk <= MOST_KEY_DIM and Dv % (4 * TILE) == 0 and Dv <= 128
 
@@ -90,23 +91,31 @@ def _check(
     splits: int,
 ) -> int:
     """The kernel trusts every shape: what does not fit is named here. -> simdgroups of a threadgroup of the scan"""
-    if q.ndim != 4 or v.ndim != 4 or not all(q.shape) or v.shape[2] % q.shape[2]:
-        raise ValueError(f"[delta_chunk] q is {q.shape} and v is {v.shape}; [B, T, Hk, Dk] and [B, T, Hv, Dv] are needed")
+    if q.ndim != 4 or v.ndim != 4 or not q.size or v.shape[2] % q.shape[2]:
+        raise ValueError(
+            f"[delta_chunk] q is {q.shape} and v is {v.shape} but must be [B, T, Hk, Dk] and [B, T, Hv, Dv], "
+            "with Hv a multiple of Hk"
+        )
     (B, T, _, Dk), (Hv, Dv) = q.shape, v.shape[2:]
     tiles = Dv // (TILE * splits)
-    if Dk % TILE or Dk > MOST_KEY_DIM or Dv % (TILE * splits):
+    simdgroups = tiles if tiles <= MOST_SIMDGROUPS else tiles // 2  # two tiles each still fit registers
+    even = tiles * TILE * splits == Dv and tiles in (simdgroups, 2 * simdgroups) and simdgroups <= MOST_SIMDGROUPS
+    if Dk % TILE or Dk > MOST_KEY_DIM or not even:
         raise ValueError(
-            f"[delta_chunk] Dk = {Dk} must be a multiple of 8, at most {MOST_KEY_DIM}, and Dv = {Dv} one of 8 for "
-            f"each of the {splits} splits"
+            f"[delta_chunk] Dk = {Dk} must be a multiple of {TILE}, at most {MOST_KEY_DIM}, and Dv = {Dv} must give "
+            f"each of the {splits} splits up to {MOST_SIMDGROUPS} times {TILE}, or twice that"
         )
-    wanted = {"k": (k, q.shape), "v": (v, (B, T, Hv, Dv)), "log_decay": (log_decay, (B, T, Hv)), "beta": (beta, (B, T, Hv))}
-    for name, (array, shape) in wanted.items():
+    for name, array, shape in (
+        ("k", k, q.shape),
+        ("v", v, (B, T, Hv, Dv)),
+        ("log_decay", log_decay, (B, T, Hv)),
+        ("beta", beta, (B, T, Hv)),
+    ):
         if array.shape != shape:
             raise ValueError(f"[delta_chunk] {name} is {array.shape} but must be {shape}")
     if state is not None and (state.shape != (B, Hv, Dv, Dk) or state.dtype != mx.float32):
         raise ValueError(f"[delta_chunk] state is {state.shape} {state.dtype} but must be {(B, Hv, Dv, Dk)} float32")
-    # Of 16 tiles a simdgroup takes two: more columns would not fit its registers.
-    return next(n for n in range(MOST_SIMDGROUPS, 0, -1) if tiles % n == 0)
+    return simdgroups
 
 
 def _padded(x: mx.array) -> mx.array:
@@ -114,78 +123,70 @@ def _padded(x: mx.array) -> mx.array:
     return x if x.size >= SMALLEST else mx.pad(x, [(0, 0), (0, SMALLEST), (0, 0)])
 
 
-FACTORS_SOURCE = """
-const uint chunk = threadgroup_position_in_grid.x, key_head = threadgroup_position_in_grid.y;
+# The kernels' bodies; PLACE begins both.
+PLACE = """
 const uint row = threadgroup_position_in_grid.z, lane = thread_index_in_simdgroup;
-const uint simdgroup = simdgroup_index_in_threadgroup;
+const uint simdgroup = simdgroup_index_in_threadgroup, tokens = q_shape[1];
+"""
+FACTORS_BODY = """
+const uint chunk = threadgroup_position_in_grid.x, chunks = threadgroups_per_grid.x;
+const uint key_head = threadgroup_position_in_grid.y, heads = beta_shape[2], ratio = heads / threadgroups_per_grid.y;
 threadgroup float products[DELTA_CHUNK * DELTA_FACTORS_PITCH];
-auto queries = delta_tokens(q, q_strides, q_shape, row, key_head);
-auto keys = delta_tokens(k, k_strides, q_shape, row, key_head);
+auto queries = delta_tokens(q, q_strides, row, key_head, tokens);
+auto keys = delta_tokens(k, k_strides, row, key_head, tokens);
 queries.skip(chunk * DELTA_CHUNK);
 keys.skip(chunk * DELTA_CHUNK);
 delta_products<DK>(queries, keys, products, DeltaLane(lane), simdgroup);
 threadgroup_barrier(mem_flags::mem_threadgroup);
-for (uint n = simdgroup; n < GROUP; n += 3) {
-  const uint head = key_head * GROUP + n, heads = threadgroups_per_grid.y * GROUP;
-  const size_t t = chunk * DELTA_CHUNK + lane;
-  float decay = 1, write = 0;
-  if (lane < DELTA_CHUNK && t < uint(q_shape[1])) {
-    decay = metal::precise::exp(
-        float(log_decay[row * log_decay_strides[0] + t * log_decay_strides[1] + head * log_decay_strides[2]]));
-    write = float(beta[row * beta_strides[0] + t * beta_strides[1] + head * beta_strides[2]]);
-  }
-  const uint chunks = threadgroups_per_grid.x;
-  delta_factors(products, decay, write, factors + ((row * heads + head) * size_t(chunks) + chunk) * DELTA_FACTORS, lane);
+const uint t = chunk * DELTA_CHUNK + lane;
+const bool has_token = lane < DELTA_CHUNK && t < tokens;
+for (uint head = key_head * ratio + simdgroup; head < (key_head + 1) * ratio; head += 3) {
+  const float log_d = has_token ? delta_gate(log_decay, log_decay_strides, row, t, head) : 0.0f;
+  const float rate = has_token ? delta_gate(beta, beta_strides, row, t, head) : 0.0f;
+  device float* mine = factors + (size_t(row * heads + head) * chunks + chunk) * DELTA_FACTORS;
+  delta_factors(products, metal::precise::exp(log_d), rate, mine, lane);
 }
 """
-SCAN_SOURCE = """
-constexpr int THREADS = SIMDGROUPS * 32, COLUMNS = DV / SPLITS, MINE = COLUMNS / SIMDGROUPS, WIDE = MINE / DELTA_TILE;
-threadgroup float queries[DELTA_CHUNK * (DK + DELTA_PAD)];
-threadgroup float keys[DELTA_CHUNK * (DK + DELTA_PAD)];
-threadgroup float shared_factors[(DELTA_CHUNK + 1) * DELTA_FACTORS_PITCH];
-const uint split = threadgroup_position_in_grid.x, head = threadgroup_position_in_grid.y;
-const uint row = threadgroup_position_in_grid.z, heads = threadgroups_per_grid.y;
+SCAN_BEGIN = """
+const uint head = threadgroup_position_in_grid.y, heads = threadgroups_per_grid.y;
+const uint key_head = head / (heads / q_shape[2]), row_and_head = row * heads + head;
 const uint thread_index = thread_position_in_threadgroup.x;
-const DeltaLane lane(thread_index_in_simdgroup);
-const int tokens = q_shape[1], chunks = (tokens + DELTA_CHUNK - 1) / DELTA_CHUNK;
-const int column = split * COLUMNS + simdgroup_index_in_threadgroup * MINE;
-auto q_rows = delta_tokens(q, q_strides, q_shape, row, head / GROUP);
-auto k_rows = delta_tokens(k, k_strides, q_shape, row, head / GROUP);
-auto v_rows = delta_tokens(v, v_strides, q_shape, row, head);
-v_rows.first += column * v_strides[3];
-const device float* my_factors = factors + (row * heads + head) * size_t(chunks) * DELTA_FACTORS;
-device float* my_y = y + (row * size_t(tokens) * heads + head) * DV + column;
-device float* my_state = new_state + ((row * heads + head) * size_t(DV) + column) * DK;
+const int column = (threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup) * (WIDE * DELTA_TILE);
+const int DV = v_shape[3], chunks = (tokens + DELTA_CHUNK - 1) / DELTA_CHUNK;
+threadgroup float shared_q[DELTA_CHUNK * (DK + DELTA_PAD)];
+threadgroup float shared_k[DELTA_CHUNK * (DK + DELTA_PAD)];
+threadgroup float shared_factors[(DELTA_CHUNK + 1) * DELTA_FACTORS_PITCH];
+auto queries = delta_tokens(q, q_strides, row, key_head, tokens);
+auto keys = delta_tokens(k, k_strides, row, key_head, tokens);
+auto values = delta_tokens(v, v_strides, row, head, tokens);
+values.first += column * v_strides[3];
+factors += size_t(row_and_head) * chunks * DELTA_FACTORS;
+y += (size_t(row) * tokens * heads + head) * DV + column;
 DeltaTile s[DK / DELTA_TILE * WIDE];
-LOAD
-DeltaStage<DK, THREADS> stage;
-stage.fetch(q_rows, k_rows, my_factors, thread_index);
+"""
+# S before the window: of a fresh one nothing is read.
+STATE = {
+    True: "delta_zero<DK, WIDE>(s);\n",
+    False: "delta_load<DK, WIDE>(state, state_strides, row, head, column, s, DeltaLane(lane));\n",
+}
+SCAN = """
+DeltaStage<DK, SIMDGROUPS * 32> stage;
+stage.fetch(queries, keys, factors, thread_index);
 for (int chunk = 0; chunk < chunks; chunk++) {
-  stage.put(queries, keys, shared_factors, thread_index);
+  stage.put(shared_q, shared_k, shared_factors, thread_index);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  q_rows.skip(DELTA_CHUNK);
-  k_rows.skip(DELTA_CHUNK);
-  my_factors += DELTA_FACTORS;
+  queries.skip(DELTA_CHUNK);
+  keys.skip(DELTA_CHUNK);
+  factors += DELTA_FACTORS;
   if (chunk + 1 < chunks) {
-    stage.fetch(q_rows, k_rows, my_factors, thread_index);
+    stage.fetch(queries, keys, factors, thread_index);
   }
-  delta_advance<DK, WIDE>(s, queries, keys, shared_factors, v_rows, my_y, heads * DV, lane);
-  v_rows.skip(DELTA_CHUNK);
-  my_y += DELTA_CHUNK * size_t(heads) * DV;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  delta_advance<DK, WIDE>(s, shared_q, shared_k, shared_factors, values, y, heads * DV, DeltaLane(lane));
+  values.skip(DELTA_CHUNK);
+  y += size_t(DELTA_CHUNK) * heads * DV;
+  threadgroup_barrier(mem_flags::mem_threadgroup);  // before the next chunk takes this one's place
 }
-delta_store<DK, WIDE>(s, my_state);
-"""
-LOAD = """
-delta_load<DK, WIDE>(
-    {state + row * state_strides[0] + head * state_strides[1] + column * state_strides[2], int(state_strides[2]),
-     int(state_strides[3]), MINE}, s, lane);
-"""
-FRESH = """
-#pragma clang loop unroll(full)
-for (int n = 0; n < DK / DELTA_TILE * WIDE; n++) {
-  s[n] = delta_zeros();
-}
+delta_store<DK, WIDE>(s, new_state + (size_t(row_and_head) * DV + column) * DK);
 """
 
 
@@ -196,19 +197,19 @@ def _factors_kernel() -> Any:
         input_names=["q", "k", "log_decay", "beta"],
         output_names=["factors"],
         header=metal_text("delta_chunk"),
-        source=FACTORS_SOURCE,
+        source=PLACE + FACTORS_BODY,
         ensure_row_contiguous=False,
     )
 
 
 @functools.cache
 def _scan_kernel(fresh: bool) -> Any:
-    """fresh: S is zero at first, and not read"""
+    """fresh: S is zero before the window"""
     return mx.fast.metal_kernel(
         name="delta_chunk_scan" + "_fresh" * fresh,
         input_names=["q", "k", "v", "factors", *([] if fresh else ["state"])],
         output_names=["y", "new_state"],
-        header=metal_text("delta_chunk"),
-        source=SCAN_SOURCE.replace("LOAD", FRESH if fresh else LOAD),
+        header=metal_text("delta_chunk") + metal_text("delta_chunk_scan"),
+        source=PLACE + SCAN_BEGIN + STATE[fresh] + SCAN,
         ensure_row_contiguous=False,
     )

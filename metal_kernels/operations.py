@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen35.metal_kernels import delta_rule, delta_step_mx, rms_norm
+from mlx_qwen35.metal_kernels import delta_chunk, delta_rule, delta_step_mx, rms_norm
 from mlx_qwen35.metal_kernels import delta_step as delta_step_kernel
 from mlx_qwen35.metal_kernels.choices import ChoiceFile, choices_file, this_machine
 from mlx_qwen35.metal_kernels.delta_rows import DeltaMemory, DeltaWeights, Projected, Stepped, StepRows
@@ -48,6 +48,10 @@ GATED_DELTA = Operation(
         Candidate(REFERENCE, delta_rule.gated_delta_stepwise),
         Candidate("fast", delta_rule.gated_delta),
         Candidate("mx.fast", delta_rule.gated_delta_mx, True, lambda q, *_: q.shape[-1] % 32 == 0),
+        # How many threadgroups a value head should have depends on how many heads there are for how large a chip.
+        Candidate("metal-1", partial(delta_chunk.delta_chunk, splits=1), True, delta_chunk.takes),
+        Candidate("metal-4", partial(delta_chunk.delta_chunk, splits=4), True, delta_chunk.takes),
+        Candidate("metal", delta_chunk.delta_chunk, True, delta_chunk.takes),
     ),
     example=_delta_example,
 )

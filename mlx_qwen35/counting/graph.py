@@ -228,11 +228,12 @@ def _fused() -> dict[str, Callable[..., Any]]:
         state = mx.zeros((v.shape[0], v.shape[2], v.shape[3], q.shape[3]), mx.float32) if state is None else state
         return _leave("GatedDeltaUpdate", [q, k, v, g, beta, state], [(v.shape, v.dtype), (state.shape, state.dtype)])
 
-    def metal_kernel(name: str, **_: Any) -> Callable[..., list[mx.array]]:
+    def metal_kernel(name: str, ensure_row_contiguous: bool = True, **_: Any) -> Callable[..., list[mx.array]]:
         def launch(inputs: Sequence[Any], output_shapes: Any, output_dtypes: Any, **how: Any) -> list[mx.array]:
             filled = len(output_dtypes) if how.get("init_value") is not None else 0
             arrays = [x for x in inputs if isinstance(x, mx.array)]
-            return _leave(KERNEL + name, arrays, list(zip(output_shapes, output_dtypes)), filled=filled)
+            like = list(zip(output_shapes, output_dtypes))
+            return _leave(KERNEL + name, arrays, like, filled=filled, copies=ensure_row_contiguous)
 
         return launch
 

@@ -106,7 +106,7 @@ def _launch(node: Node, inputs: list[Layout], read: float, written: float, total
     name = node.name
     indices = 2 if name in ("GatherQMM", "GatherMM") else 0  # which may lie in any way
     for layout in inputs[: len(inputs) - indices]:
-        if _must_copy(name, layout):
+        if _must_copy(node, layout):
             total.add("copy", 1, 2 * layout.nbytes)
     if name == "RoPE" and node.arguments["partial"]:
         total.add("copy", 1, 2 * inputs[0].nbytes)
@@ -115,7 +115,10 @@ def _launch(node: Node, inputs: list[Layout], read: float, written: float, total
     total.add(name.removeprefix(KERNEL), 1, read + written)
 
 
-def _must_copy(name: str, layout: Layout) -> bool:
+def _must_copy(node: Node, layout: Layout) -> bool:
+    name = node.name
+    if name.startswith(KERNEL) and not node.arguments["copies"]:
+        return False  # it reads by strides
     if name in WANT_CONTIGUOUS or name.startswith(KERNEL):
         return not layout.is_contiguous
     if name in WANT_ROWS:
