@@ -100,7 +100,6 @@ METAL_FUNC void delta_factors(
   constexpr int C = DELTA_CHUNK, PITCH = DELTA_FACTORS_PITCH, WIDTH = DELTA_FACTORS_WIDTH;
   const int j = lane % C;
   const bool solves = lane < uint(C);
-  const float my_beta = simd_shuffle(beta, j);
   // Forward substitution: (I + strictly lower(beta k k^T)) x = column j of I. An element is the sum over those above it
   // until its turn comes. The decays follow below: with them in the matrix the solution is the same but scaled.
   float x[C];
@@ -123,7 +122,7 @@ METAL_FUNC void delta_factors(
     left = i > j ? left * decay_i : 1.0f;
     float value = 0;
     if (i >= j) {
-      value = solves ? x[i] * my_beta : products[i * PITCH + lane];
+      value = solves ? x[i] * beta : products[i * PITCH + lane];
     }
     factors[i * WIDTH + lane] = value * left;
   }

@@ -9,6 +9,7 @@ import pytest
 
 from mlx_qwen35.counting.graph import record
 from mlx_qwen35.counting.launches import Tally, tally
+from mlx_qwen35.metal_kernels.delta_chunk import delta_chunk
 from mlx_qwen35.metal_kernels.rms_norm import add_rms_norm_metal
 
 X = mx.zeros((4, 16, 32), mx.bfloat16)
@@ -63,6 +64,14 @@ def test_a_kernel_that_is_given_strided_inputs_costs_their_copies() -> None:
     weight = mx.ones(32)
     assert counted(lambda x, w: add_rms_norm_metal(x, x, w, 1e-6), X, weight).launches == 1
     assert counted(lambda x, w: add_rms_norm_metal(x[:, ::2], x[:, ::2], w, 1e-6), X, weight).launches == 3
+
+
+def test_a_kernel_that_reads_by_strides_costs_none() -> None:
+    q, v, gates = mx.zeros((1, 40, 2, 16)), mx.zeros((1, 40, 8, 16)), mx.zeros((1, 40, 4))
+    seen = counted(lambda q, v, g: delta_chunk(q, q, v[:, :, ::2], g, g, None), q, v, gates)
+    assert seen.names == {"delta_chunk_factors": 1, "delta_chunk_scan_fresh": 1}
+    # Three chunks of four heads, [17, 32] each, written and read; q twice, half of v and the gates once; y and S.
+    assert seen.nbytes == 4 * (2 * 3 * 4 * 17 * 32 + 2 * q.size + v.size // 2 + gates.size + v.size // 2 + 4 * 16 * 16)
 
 
 def test_bytes_of_a_product_of_which_a_part_is_read() -> None:
