@@ -51,10 +51,9 @@ def delta_chunk(
     float32. Dk must be a multiple of 8, at most 128; Dv one of 8 * splits.
     splits: threadgroups a value head. More of them fill larger chips, and each reads q and k.
     """
-    simdgroups = _check(q, k, v, log_decay, beta, state, splits)
-    B, T, Hk, Dk = q.shape
-    Hv, Dv = v.shape[2:]
-    chunks = -(-T // CHUNK)
+    _check(q, k, v, log_decay, beta, state, splits)
+    (B, T, Hk, Dk), (Hv, Dv) = q.shape, v.shape[2:]
+    chunks, simdgroups = -(-T // CHUNK), _simdgroups(Dk, Dv, splits)
     (factors,) = _factors_kernel()(
         inputs=[q, k, _padded(log_decay), _padded(beta)],
         template=[("DK", Dk)],
@@ -75,10 +74,17 @@ def delta_chunk(
     return y, after
 
 
-def takes(q: mx.array, k: mx.array, v: mx.array, *_: Any) -> bool:
-    """Whether `delta_chunk` is for such a window, with 1, 2 or 4 splits. A single chunk is never worth two launches."""
-    Dk, Dv = q.shape[-1], v.shape[-1]
-    return q.shape[1] > CHUNK and Dk % TILE == 0 and Dk <= MOST_KEY_DIM and Dv % (4 * TILE) == 0 and Dv <= 128
+def fits(splits: int, q: mx.array, k: mx.array, v: mx.array, *_: Any) -> bool:
+    """Whether `delta_chunk` takes such a window, and is for it: a single chunk is never worth two launches."""
+    return q.shape[1] > CHUNK and _simdgroups(q.shape[-1], v.shape[-1], splits) > 0
+
+
+def _simdgroups(Dk: int, Dv: int, splits: int) -> int:
+    """Of a threadgroup of the scan, with S one tile wide or two: wider does not fit registers. 0 where nothing fits."""
+    tiles, rest = divmod(Dv, TILE * splits)
+    simdgroups = tiles if tiles <= MOST_SIMDGROUPS else tiles // 2
+    even = not rest and tiles in (simdgroups, 2 * simdgroups) and simdgroups <= MOST_SIMDGROUPS
+    return simdgroups if even and Dk % TILE == 0 and Dk <= MOST_KEY_DIM else 0
 
 
 def _check(
@@ -89,18 +95,15 @@ def _check(
     beta: mx.array,
     state: mx.array | None,
     splits: int,
-) -> int:
-    """The kernel trusts every shape: what does not fit is named here. -> simdgroups of a threadgroup of the scan"""
+) -> None:
+    """The kernel trusts every shape: what does not fit is named here."""
     if q.ndim != 4 or v.ndim != 4 or not q.size or v.shape[2] % q.shape[2]:
         raise ValueError(
             f"[delta_chunk] q is {q.shape} and v is {v.shape} but must be [B, T, Hk, Dk] and [B, T, Hv, Dv], "
             "with Hv a multiple of Hk"
         )
     (B, T, _, Dk), (Hv, Dv) = q.shape, v.shape[2:]
-    tiles = Dv // (TILE * splits)
-    simdgroups = tiles if tiles <= MOST_SIMDGROUPS else tiles // 2  # two tiles each still fit registers
-    even = tiles * TILE * splits == Dv and tiles in (simdgroups, 2 * simdgroups) and simdgroups <= MOST_SIMDGROUPS
-    if Dk % TILE or Dk > MOST_KEY_DIM or not even:
+    if not _simdgroups(Dk, Dv, splits):
         raise ValueError(
             f"[delta_chunk] Dk = {Dk} must be a multiple of {TILE}, at most {MOST_KEY_DIM}, and Dv = {Dv} must give "
             f"each of the {splits} splits up to {MOST_SIMDGROUPS} times {TILE}, or twice that"
@@ -115,7 +118,6 @@ def _check(
             raise ValueError(f"[delta_chunk] {name} is {array.shape} but must be {shape}")
     if state is not None and (state.shape != (B, Hv, Dv, Dk) or state.dtype != mx.float32):
         raise ValueError(f"[delta_chunk] state is {state.shape} {state.dtype} but must be {(B, Hv, Dv, Dk)} float32")
-    return simdgroups
 
 
 def _padded(x: mx.array) -> mx.array:

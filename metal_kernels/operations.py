@@ -42,20 +42,21 @@ ADD_RMS_NORM = Operation(
         Candidate("metal", rms_norm.add_rms_norm_metal, True, _one_dtype),
     ),
 )
+# More threadgroups a head fill a large chip where there are few heads. Each of them reads q and k of a long window; in
+# a short one the norm then takes a launch of its own.
 GATED_DELTA = Operation(
     "gated_delta",
     (
         Candidate(REFERENCE, delta_rule.gated_delta_stepwise),
         Candidate("fast", delta_rule.gated_delta),
         Candidate("mx.fast", delta_rule.gated_delta_mx, True, lambda q, *_: q.shape[-1] % 32 == 0),
-        # How many threadgroups a value head should have depends on how many heads there are for how large a chip.
-        Candidate("metal-1", partial(delta_chunk.delta_chunk, splits=1), True, delta_chunk.takes),
-        Candidate("metal-4", partial(delta_chunk.delta_chunk, splits=4), True, delta_chunk.takes),
-        Candidate("metal", delta_chunk.delta_chunk, True, delta_chunk.takes),
+        *(
+            Candidate(name, partial(delta_chunk.delta_chunk, splits=n), True, partial(delta_chunk.fits, n))
+            for name, n in (("metal-1", 1), ("metal-4", 4), ("metal", 2))
+        ),
     ),
     example=_delta_example,
 )
-# More threadgroups a head fill a large chip where there are few heads; the norm then takes a launch of its own.
 DELTA_STEP = Operation(
     "delta_step",
     (
