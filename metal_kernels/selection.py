@@ -99,6 +99,7 @@ class Selection:
     ) -> None:
         """file: None where there is nothing to measure (off Metal) or nothing shall be kept"""
         self._override, self._file, self._warn, self._clock = override, file, warn, clock
+        self.measuring = 0.0  # seconds spent on it so far; no step should be blamed for them
         self._known: Known | None = None
         self._chosen: dict[str, Candidate] = {}
         self._lock = threading.RLock()
@@ -150,6 +151,7 @@ class Selection:
 
     def _measured(self, operation: Operation, key: str, arguments: Sequence[Any]) -> Candidate:
         """The fastest of those that agree with the reference, on seeded data."""
+        start = self._clock()
         example = operation.example(*arguments)
         wanted = _arrays(operation.reference.call(*example))
         mx.eval(example, wanted)
@@ -170,6 +172,7 @@ class Selection:
                 best, least = candidate, seconds
         self._memory().chosen[key] = best.name
         self._save()
+        self.measuring += self._clock() - start
         return best
 
     def _seconds(self, candidate: Candidate, example: Sequence[Any]) -> float:

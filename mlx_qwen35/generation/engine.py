@@ -26,6 +26,7 @@ from mlx_qwen35.generation.row import Row
 from mlx_qwen35.generation.sampling import draw_together
 from mlx_qwen35.generation.stats import Counters, Stats
 from mlx_qwen35.hub.memory import prefill_window
+from mlx_qwen35.metal_kernels.operations import selection
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.options import KV_BITS
 
@@ -225,7 +226,9 @@ class Engine:
 
     def _launch(self, decoding: Sequence[Row], prefills: Sequence[tuple[Row, int]], now: float) -> Step:
         windows = [row.decode() for row in decoding] + [row.prefill(tokens) for row, tokens in prefills]
+        measured = selection().measuring
         hidden = self._model.step(windows)
+        now += selection().measuring - measured
         ends, end = [], -1
         for window, row in zip(windows, [*decoding, *(row for row, _ in prefills)]):
             end += window.tokens

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from mlx_qwen35.generation import engine
 from mlx_qwen35.generation.pacing import MULTIPLE, SHARED_SECONDS, SMALLEST, Pacer
+from mlx_qwen35.generation.request import Request
+from mlx_qwen35.metal_kernels.operations import using
+from mlx_qwen35.metal_kernels.override import Override
+from mlx_qwen35.metal_kernels.selection import Candidate, Operation, Selection
+from tests.support.cranked import cranked
+from tests.support.networks import network
 
 
 @dataclass
@@ -67,3 +76,29 @@ def test_a_long_prompt_is_not_overtaken_for_ever() -> None:
 def test_a_window_ends_at_a_checkpoint_and_the_rest_of_the_step_goes_to_the_next() -> None:
     first, second = Prompt(500, 0.0, until_checkpoint=20), Prompt(700, 0.0)
     assert pacer(1000).share([first, second], shared=True, now=0.0) == [(first, 20), (second, 76)]
+
+
+class MeasuresOnce(Selection):
+    """Spends a minute at a choice, once it is told to, as a Mac does that meets a shape for the first time."""
+
+    now, new_shape = 0.0, False
+
+    def choose(self, operation: Operation, arguments: Sequence[Any]) -> Candidate:
+        if self.new_shape:
+            self.new_shape = False
+            self.now += 60
+            self.measuring += 60
+        return operation.off_metal
+
+
+def test_measuring_kernels_is_no_cost_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next windows would be as small as they get, and every prompt after that one slow."""
+    chosen = MeasuresOnce(Override())
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: chosen.now)
+    served = cranked(network("dense"))
+    with using(chosen):
+        served.answer(Request([1, 2, 3], 120, 2))  # what a cache looks like is found out by a token of its own
+        chosen.new_shape = True
+        served.answer(Request([4, 5, 6, 7, 8, 9], 120, 1))
+    assert chosen.measuring == 60
+    assert served.engine._pacer.tokens(shared=True) > SMALLEST

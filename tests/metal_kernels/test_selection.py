@@ -71,6 +71,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 def test_the_fastest_correct_one_is_kept_and_measured_once(bench: Bench, seconds: float, chosen: str) -> None:
     operation, choice = bench.operation(bench.candidate("metal", seconds)), bench.selection()
     assert choice.choose(operation, (X,)).name == chosen
+    assert choice.measuring == bench.now > 0
     bench.calls.clear()
     assert mx.array_equal(choice.run(operation, (X,)), X * X)
     assert bench.calls == [chosen]
