@@ -13,10 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_qwen35.metal_kernels import attention_prologue as prologue
 from mlx_qwen35.metal_kernels import delta_chunk, delta_rule, delta_step_mx, rms_norm
 from mlx_qwen35.metal_kernels import delta_step as delta_step_kernel
+from mlx_qwen35.metal_kernels.attention_prologue import Heads
 from mlx_qwen35.metal_kernels.choices import ChoiceFile, choices_file, this_machine
-from mlx_qwen35.metal_kernels.delta_rows import DeltaMemory, DeltaWeights, Projected, Stepped, StepRows
+from mlx_qwen35.metal_kernels.delta_rows import Columns, DeltaMemory, DeltaWeights, Projected, Stepped, StepRows
 from mlx_qwen35.metal_kernels.override import REFERENCE, VARIABLE, Override, parse_override
 from mlx_qwen35.metal_kernels.selection import Candidate, Operation, Selection, seeded
 
@@ -71,6 +73,16 @@ DELTA_STEP = Operation(
     example=delta_step_mx.step_example,
     shape_class=delta_step_mx.step_class,
 )
+ATTENTION_PROLOGUE = Operation(
+    "attention_prologue",
+    (
+        Candidate(REFERENCE, prologue.attention_prologue_reference),
+        Candidate("mx.fast", prologue.attention_prologue),
+        Candidate("metal", prologue.attention_prologue_metal, True, prologue.fits),
+    ),
+    example=prologue.example,
+    shape_class=prologue.shape_class,
+)
 # Arguments: two ways to make the logits of one step, and what they are for; models/activations.py. The largest logit
 # moves by some hundredths between the two dtypes, more where rounding makes a router choose another expert; what has
 # overflowed is infinite or nothing alike.
@@ -85,7 +97,7 @@ ACTIVATIONS = Operation(
     shape_class=lambda *arguments: arguments[-1],
     tolerance={mx.float32: 0.25},
 )
-OPERATIONS = (ADD_RMS_NORM, GATED_DELTA, DELTA_STEP, ACTIVATIONS)
+OPERATIONS = (ADD_RMS_NORM, GATED_DELTA, DELTA_STEP, ATTENTION_PROLOGUE, ACTIVATIONS)
 
 
 def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
@@ -105,6 +117,11 @@ def delta_step(
 ) -> Stepped:
     """A DeltaNet layer between its projections, for short windows. Shapes as in `delta_step.delta_step_reference`."""
     return selection().run(DELTA_STEP, (projected, weights, memory, rows, draft))
+
+
+def attention_prologue(q: Columns, k: Columns, heads: Heads, angles: mx.array) -> tuple[mx.array, mx.array]:
+    """Queries and keys, normed and rotated. Shapes as in `attention_prologue.attention_prologue_reference`."""
+    return selection().run(ATTENTION_PROLOGUE, (q, k, heads, angles))
 
 
 _selections: list[Selection] = []

@@ -1,6 +1,6 @@
-"""Several sequences' caches seen as one cache of B rows, for a group of windows of equal length.
+"""What the caches of attention layers offer, in whatever format, and one sequence's caches layer by layer.
 
-Each sequence keeps cache objects of its own, so sequences join and leave freely, and formats may differ within a group.
+Each sequence keeps cache objects of its own, so sequences join and leave freely, and formats may differ in one step.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ class AttentionCache(Protocol):
 
     length: int
 
-    @property
-    def offset(self) -> int | mx.array: ...
     def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array: ...
 
 
@@ -46,16 +44,3 @@ def attention_layers(cache: SequenceCache) -> list[SequenceKV]:
 
 def recurrent_layers(cache: SequenceCache) -> list[DeltaState]:
     return [layer for layer in cache if isinstance(layer, DeltaState)]
-
-
-class KVRows:
-    """Attention runs row by row: lengths differ, and only a quarter of the layers attend."""
-
-    def __init__(self, rows: Sequence[SequenceKV], offsets: mx.array) -> None:
-        """offsets: [B], the rows' lengths, shared by all layers of a step"""
-        self.rows, self.offset = rows, offsets
-
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-        """q: [B, H, T, D]   k, v: [B, Hk, T, D] -> [B, H, T, D]"""
-        cut = [slice(i, i + 1) for i in range(len(self.rows))]
-        return mx.concatenate([row.attend(q[i], k[i], v[i], scale) for row, i in zip(self.rows, cut)])

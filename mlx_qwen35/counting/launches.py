@@ -105,8 +105,8 @@ def _launch(node: Node, inputs: list[Layout], read: float, written: float, total
     """One launch, after the copies it asks for."""
     name = node.name
     indices = 2 if name in ("GatherQMM", "GatherMM") else 0  # which may lie in any way
-    for layout in inputs[: len(inputs) - indices]:
-        if _must_copy(node, layout):
+    for place, layout in enumerate(inputs[: len(inputs) - indices]):
+        if _must_copy(node, place, layout):
             total.add("copy", 1, 2 * layout.nbytes)
     if name == "RoPE" and node.arguments["partial"]:
         total.add("copy", 1, 2 * inputs[0].nbytes)
@@ -115,7 +115,8 @@ def _launch(node: Node, inputs: list[Layout], read: float, written: float, total
     total.add(name.removeprefix(KERNEL), 1, read + written)
 
 
-def _must_copy(node: Node, layout: Layout) -> bool:
+def _must_copy(node: Node, place: int, layout: Layout) -> bool:
+    """place: of the input among the node's"""
     name = node.name
     if name.startswith(KERNEL) and not node.arguments["copies"]:
         return False  # it reads by strides
@@ -127,7 +128,11 @@ def _must_copy(node: Node, layout: Layout) -> bool:
         return not layout.is_matrix_either_way
     if name == "RMSNorm":
         return not (layout.is_dense and layout.rows_are_contiguous)
-    # Heads and tokens may lie either way round in a query of one sequence; keys and values only need whole rows.
+    if name == "ScaledDotProductAttention" and place == 0:
+        # Heads and tokens may lie either way round in queries of one sequence, but without gaps.
+        turned = layout.viewed(layout.places.swapaxes(1, 2))
+        return not (layout.is_contiguous or (turned.is_contiguous and layout.places.shape[0] == 1))
+    # Keys and values only need whole rows.
     return name == "ScaledDotProductAttention" and layout.places.strides[-1] != 1
 
 

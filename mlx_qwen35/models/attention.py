@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -9,11 +10,13 @@ import mlx.nn as nn
 
 from mlx_qwen35.caches.kv import causal_attention
 from mlx_qwen35.caches.rows import AttentionCache
+from mlx_qwen35.metal_kernels.attention_prologue import Heads
+from mlx_qwen35.metal_kernels.operations import attention_prologue
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.models.joined import project
 from mlx_qwen35.models.layers import RMSNorm
 from mlx_qwen35.models.rotary import Rotary
-from mlx_qwen35.models.windows import Part, side_by_side
+from mlx_qwen35.models.windows import AttentionPart
 
 
 class Attention(nn.Module):
@@ -35,35 +38,39 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array, cache: AttentionCache | None = None, positions: mx.array | None = None) -> mx.array:
         """x: [B, T, C]   positions: [3, B, T], or None for text that continues the cache -> [B, T, C]"""
-        return self._output(self._mix(self._project(x), cache, positions))
+        B, T, _ = x.shape
+        angles = self.rotary.angles_of_rows(B, T, 0 if cache is None else cache.length, positions)
+        return self.packed(x, [AttentionPart(B, T, cache)], angles)
 
-    def packed(self, x: mx.array, parts: Sequence[Part]) -> mx.array:
-        """Windows of several sequences.   x: [1, N, C] -> the same"""
-        projected = self._project(x)
-        mixed = [self._mix([part.cut(p) for p in projected], part.cache, part.positions) for part in parts]
-        return self._output(side_by_side(mixed))
+    def packed(self, x: mx.array, parts: Sequence[AttentionPart], angles: mx.array) -> mx.array:
+        """Windows of several sequences, each of which attends to its own cache.
 
-    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """Queries and their gate [B, T, H, D], keys and values [B, T, Hk, D]; q and k normed."""
-        (B, T, _), D = x.shape, self.head_dim
-        heads = (2 * self.heads, self.kv_heads, self.kv_heads)
-        columns = project(self, self.JOINED, x)
-        q_and_gate, k, v = (c.cut(H * D).reshape(B, T, H, D) for c, H in zip(columns, heads))
-        q, gate = q_and_gate[:, :, ::2], q_and_gate[:, :, 1::2]
-        return self.q_norm(q), gate, self.k_norm(k), v
+        x: [1, N, C], or [B, T, C] of one part   angles: of all tokens, [N, dims], see `Rotary.angles` -> as x
+        """
+        N, H, Hk, D = angles.shape[0], self.heads, self.kv_heads, self.head_dim
+        q_and_gate, k, v = project(self, self.JOINED, x)
+        queries, keys = attention_prologue(q_and_gate, k, self._heads(), angles)
+        values, attended, start = v.cut(Hk * D).reshape(N, Hk, D), [], 0
+        for part in parts:
+            own = slice(start, start + part.B * part.T)
+            attended.append(_attended(part, queries[own], keys[own], values[own]))
+            start = own.stop
+        gate = q_and_gate.cut(2 * H * D).reshape(N, H, 2, D)[:, :, 1]
+        gated = _gated(attended[0] if len(attended) == 1 else mx.concatenate(attended), gate)
+        return self.o_proj(gated.reshape(*x.shape[:2], H * D))
 
-    def _mix(self, projected: Sequence[mx.array], cache: AttentionCache | None, positions: mx.array | None) -> mx.array:
-        """Attention over the cache and the window, gated: [B, T, H, D].   projected: what `_project` gives"""
-        q, gate, k, v = projected
-        q, k, v = q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, H, T, D]
-        if positions is None:
-            offset = cache.offset if cache is not None else 0
-            q, k = self.rotary.text(q, offset), self.rotary.text(k, offset)
-        else:
-            q, k = self.rotary(q, positions), self.rotary(k, positions)
-        scale = self.head_dim**-0.5
-        attended = cache.attend(q, k, v, scale) if cache is not None else causal_attention(q, k, v, scale)
-        return attended.swapaxes(1, 2) * mx.sigmoid(gate)
+    def _heads(self) -> Heads:
+        return Heads(self.heads, self.kv_heads, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
 
-    def _output(self, gated: mx.array) -> mx.array:
-        return self.o_proj(gated.reshape(*gated.shape[:2], -1))
+
+def _attended(part: AttentionPart, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """Queries see the cache, and their window up to themselves.   q: [B T, H, D]   k, v: [B T, Hk, D] -> as q"""
+    turned = [x.reshape(part.B, part.T, *x.shape[1:]).swapaxes(1, 2) for x in (q, k, v)]  # [B, heads, T, D]
+    attend = causal_attention if part.cache is None else part.cache.attend
+    return attend(turned[0], turned[1], turned[2], q.shape[-1] ** -0.5).swapaxes(1, 2).reshape(q.shape)
+
+
+@functools.partial(mx.compile, shapeless=True)
+def _gated(attended: mx.array, gate: mx.array) -> mx.array:
+    """attended * sigmoid(gate), rounded once; compiled, it is one launch that reads the gate where it lies."""
+    return (attended.astype(mx.float32) * mx.sigmoid(gate.astype(mx.float32))).astype(attended.dtype)

@@ -19,7 +19,8 @@ from mlx_qwen35.models.config import LINEAR, ModelConfig
 from mlx_qwen35.models.delta_net import GatedDeltaNet
 from mlx_qwen35.models.layers import MLP, RMSNorm
 from mlx_qwen35.models.moe import SparseMoE
-from mlx_qwen35.models.windows import Window, delta_grouped, grouped
+from mlx_qwen35.models.rotary import Rotary
+from mlx_qwen35.models.windows import Window, attention_parts, delta_grouped, positions_of
 
 
 class DecoderLayer(nn.Module):
@@ -50,15 +51,20 @@ class DecoderLayer(nn.Module):
         assert not isinstance(cache, DeltaState)
         return self._feed_forward(x, self.self_attn(normed, cache, positions))
 
-    def packed(self, x: mx.array, added: mx.array | None, parts: Sequence[Any]) -> tuple[mx.array, mx.array]:
+    def packed(
+        self, x: mx.array, added: mx.array | None, parts: Sequence[Any], angles: mx.array
+    ) -> tuple[mx.array, mx.array]:
         """Windows of several sequences.
 
         x: [1, N, C], the residual stream, to which `added` is yet to be added: that is one launch with the norm
-        -> the same pair after this layer
+        parts: as this kind of layer sees the windows   angles: [N, dims] -> the same pair after this layer
         """
-        mixer = self.linear_attn if self.is_linear else self.self_attn
         x, normed = self.input_layernorm.of_sum(x, added)
-        x, normed = self.post_attention_layernorm.of_sum(x, mixer.packed(normed, parts))
+        if self.is_linear:
+            mixed = self.linear_attn.packed(normed, parts)
+        else:
+            mixed = self.self_attn.packed(normed, parts, angles)
+        x, normed = self.post_attention_layernorm.of_sum(x, mixed)
         return x, self.mlp(normed)
 
     def _feed_forward(self, x: mx.array, mixed: mx.array) -> mx.array:
@@ -74,6 +80,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config, kind) for kind in config.layer_types]
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.rotary = Rotary(config.rotary)
 
     def __call__(self, x: mx.array, cache: Sequence[LayerCache] | None, positions: mx.array | None) -> mx.array:
         """Embeddings x: [B, T, C] -> hidden states after the final norm, [B, T, C]"""
@@ -83,10 +90,10 @@ class Trunk(nn.Module):
 
     def packed(self, x: mx.array, windows: Sequence[Window]) -> mx.array:
         """Windows of several sequences.   x: [1, N, C] -> the same; the windows' caches move on."""
-        groups, delta_groups, added = grouped(windows), delta_grouped(windows), None
+        groups, angles, added = delta_grouped(windows), self.rotary.angles(positions_of(windows)), None
         for i, layer in enumerate(self.layers):
-            parts = [group.part(i) for group in (delta_groups if layer.is_linear else groups)]
-            x, added = layer.packed(x, added, parts)
+            parts = [group.part(i) for group in groups] if layer.is_linear else attention_parts(windows, i)
+            x, added = layer.packed(x, added, parts, angles)
         return self.norm.of_sum(x, added)[1]
 
 

@@ -1,6 +1,6 @@
 """Windows of several sequences in one step, laid side by side along the time axis: no padding anywhere.
 
-Norms, projections and experts see one long row of tokens. Attention sees groups: neighbouring windows of equal length.
+Norms, projections and experts see one long row of tokens. Attention sees each window beside its sequence's cache.
 DeltaNet layers see short windows together, whatever their lengths, and long ones in groups too.
 """
 
@@ -12,10 +12,12 @@ from itertools import groupby
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen35.caches.delta_state import DeltaState
-from mlx_qwen35.caches.rows import KVRows, SequenceCache
+from mlx_qwen35.caches.rows import AttentionCache, SequenceCache
 from mlx_qwen35.metal_kernels.delta_rows import MOST_TOKENS
+from mlx_qwen35.models.rotary import text_positions
 
 
 @dataclass
@@ -38,18 +40,29 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one layer sees of a group: where it lies among the step's tokens, and its memory."""
+class AttentionPart:
+    """What an attention layer sees of a window: B rows of T tokens, and the cache they share, None to remember nothing.
 
-    start: int
+    B is 1 but where mlx-lm's tools run several texts of one length.
+    """
+
     B: int
     T: int
-    cache: Any  # an AttentionCache
-    positions: mx.array | None = None  # [3, B, T]
+    cache: AttentionCache | None
 
-    def cut(self, x: mx.array) -> mx.array:
-        """[1, N, ...] -> this group's tokens, [B, T, ...]"""
-        return x[:, self.start : self.start + self.B * self.T].reshape(self.B, self.T, *x.shape[2:])
+
+def attention_parts(windows: Sequence[Window], layer: int) -> list[AttentionPart]:
+    """The windows as attention layer number `layer` sees them, in their order."""
+    caches: list[Any] = [window.cache[layer] for window in windows]
+    return [AttentionPart(1, window.tokens, cache) for window, cache in zip(windows, caches)]
+
+
+def positions_of(windows: Sequence[Window]) -> np.ndarray:
+    """The (t, h, w) position of each token of a step: [3, N]"""
+    known = [
+        text_positions(w.cache[0].length, w.tokens) if w.positions is None else np.array(w.positions) for w in windows
+    ]
+    return np.concatenate(known, axis=1)
 
 
 @dataclass(frozen=True)
@@ -81,35 +94,6 @@ class DeltaGroup:
         return DeltaPart(self.start, states, self.tokens, self.drafts)
 
 
-class Group:
-    """Neighbouring windows of equal length and kind."""
-
-    def __init__(self, start: int, windows: Sequence[Window]) -> None:
-        self.start, self.windows = start, windows
-        self.offsets = mx.array([_length(window.cache) for window in windows])
-        first = windows[0]
-        self.T = first.tokens
-        self.positions = None if first.positions is None else mx.stack([_of(w.positions) for w in windows], axis=1)
-
-    def part(self, layer: int) -> Part:
-        """This group as layer number `layer` sees it. To be made when the layer runs: stacking reads the states."""
-        rows: list[Any] = [window.cache[layer] for window in self.windows]
-        cache = rows[0]
-        if len(rows) > 1:
-            cache = KVRows(rows, self.offsets)
-        return Part(self.start, len(rows), self.T, cache, self.positions)
-
-
-def grouped(windows: Sequence[Window]) -> list[Group]:
-    """Windows in their order, neighbours of equal length and kind together."""
-    groups, start = [], 0
-    for _, run in groupby(windows, lambda w: (w.tokens, w.positions is None)):
-        members = list(run)
-        groups.append(Group(start, members))
-        start += sum(window.tokens for window in members)
-    return groups
-
-
 def delta_grouped(windows: Sequence[Window]) -> list[DeltaGroup]:
     """Windows in their order, neighbours that DeltaNet layers take together: short ones, and long ones of one kind."""
     groups, start = [], 0
@@ -133,12 +117,3 @@ def commit(cache: SequenceCache, window: int, kept: int) -> None:
             layer.commit(kept)
         else:
             layer.trim(window - kept)
-
-
-def _length(cache: SequenceCache) -> int:
-    return cache[0].length
-
-
-def _of(positions: mx.array | None) -> mx.array:
-    assert positions is not None
-    return positions

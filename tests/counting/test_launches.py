@@ -11,6 +11,7 @@ from mlx_qwen35.counting.graph import record
 from mlx_qwen35.counting.launches import Tally, tally
 from mlx_qwen35.metal_kernels.delta_chunk import delta_chunk
 from mlx_qwen35.metal_kernels.rms_norm import add_rms_norm_metal
+from mlx_qwen35.models import attention
 
 X = mx.zeros((4, 16, 32), mx.bfloat16)
 
@@ -72,6 +73,34 @@ def test_a_kernel_that_reads_by_strides_costs_none() -> None:
     assert seen.names == {"delta_chunk_factors": 1, "delta_chunk_scan_fresh": 1}
     # Three chunks of four heads, [17, 32] each, written and read; q twice, half of v and the gates once; y and S.
     assert seen.nbytes == 4 * (2 * 3 * 4 * 17 * 32 + 2 * q.size + v.size // 2 + gates.size + v.size // 2 + 4 * 16 * 16)
+
+
+@pytest.mark.parametrize(
+    ("launches", "query"),
+    [
+        (1, lambda x: x[:1]),
+        (1, lambda x: x[:1].swapaxes(1, 2)),  # tokens before heads in memory
+        (2, lambda x: x.swapaxes(1, 2)),  # but not of two sequences
+        (2, lambda x: x[:1, :, :2]),  # some of each head's tokens
+        (2, lambda x: x[:1, :, :, :16]),  # a part of each
+    ],
+)
+def test_queries_are_copied_where_attention_cannot_read_them(
+    launches: int, query: Callable[[mx.array], mx.array]
+) -> None:
+    def attend(x: mx.array, keys: mx.array) -> mx.array:
+        q = query(x)
+        k = keys[: q.shape[0], :, :, : q.shape[3]]
+        return mx.fast.scaled_dot_product_attention(q, k, k, scale=1.0)
+
+    assert counted(attend, mx.zeros((2, 8, 4, 32)), mx.zeros((2, 1, 64, 32))).launches == launches
+
+
+def test_a_compiled_function_reads_what_lies_with_gaps() -> None:
+    """Attention's gate: a column of what one matmul made."""
+    x, gates = mx.zeros((1, 4, 32), mx.bfloat16), mx.zeros((1, 4, 2, 32), mx.bfloat16)
+    seen = counted(lambda x, g: attention._gated(x, g[:, :, 1]).reshape(1, -1), x, gates)
+    assert (seen.launches, seen.nbytes) == (1, 3 * x.nbytes)
 
 
 def test_bytes_of_a_product_of_which_a_part_is_read() -> None:

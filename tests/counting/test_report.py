@@ -25,6 +25,14 @@ def test_stock_as_counted_by_hand_from_mlx_lms_code() -> None:
     assert 1700 < mixture.launches < 1850
 
 
+def test_an_attention_layer_moves_nothing_for_its_own_sake() -> None:
+    """Nine launches beside the feed-forward: two norms, two matmuls, and these."""
+    names = cost("ours", "27b", "uniform").attention.names
+    parts = {"attention_prologue": 1, "cache write": 2, "ScaledDotProductAttention": 1, "_gated": 1, "add_rms_norm": 2}
+    assert {name: names[name] for name in parts} == parts
+    assert not {"copy", "AsType", "Contiguous", "RMSNorm", "RoPE", "Sigmoid"} & set(names)
+
+
 @pytest.mark.parametrize("engine", ["stock", "ours"])
 @pytest.mark.parametrize(("size", "gigabytes"), [("27b", 14.78), ("35b-a3b", 1.80), ("122b-a10b", 5.39)])
 def test_minimum_as_the_roofline_has_it(engine: str, size: str, gigabytes: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -78,6 +79,25 @@ def test_a_text_without_caches_is_the_same_text() -> None:
     for name in NETWORKS:
         model, ids = network(name), random_ids(1, 70)
         assert distance(whole(model, ids)[0], model.hidden_states(mx.array([ids]))[0]) < CLOSE
+
+
+def test_a_window_with_positions_of_its_own_shares_a_step_with_text() -> None:
+    """Three axes that differ, as an image has them, then text that goes on; beside a row of plain text."""
+    model, ids, plain = network("dense"), random_ids(5, 12), random_ids(6, 9)
+    axes = np.random.default_rng(7).integers(0, 60, (3, 12))
+    expected = model.hidden_states(mx.array([ids]), positions=mx.array(axes)[:, None])[0]
+    cache, other = make_caches(model, 16), make_caches(model, 16)
+    found = []
+    for start, end in ((0, 7), (7, 12)):
+        positions = mx.array(axes[:, start:end])
+        windows = [
+            Window(mx.array(plain[start:end], mx.int32), other),
+            Window(mx.array(ids[start:end], mx.int32), cache, positions=positions),
+        ]
+        found.append(parts_of(model.step(windows), windows)[1])
+    assert distance(mx.concatenate(found), expected) < CLOSE
+    assert distance(expected, whole(model, ids)[0]) > 0.01  # the positions matter
+    assert_same_memory(other, whole(model, plain)[1])
 
 
 # Drafts
