@@ -67,7 +67,11 @@ def _shards(case: TinyCase, names: list[str]) -> Iterator[tuple[str, list[str]]]
 
 def write_checkpoint(name: str, folder: Path) -> Path:
     """Writes the checkpoint `name` into `folder` (made if absent) and returns the folder."""
-    case = CASES[name]
+    return write_case(CASES[name], folder)
+
+
+def write_case(case: TinyCase, folder: Path) -> Path:
+    """The same for a case that is none of the recorded ones."""
     return _write(case, case, config(case), folder)
 
 
