@@ -18,8 +18,7 @@ import mlx.core as mx
 MOST_TOKENS = 8  # a row
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """Columns of a projection's output [N, any], from `first` on. A slice would be copied before a kernel reads it."""
 
     array: mx.array

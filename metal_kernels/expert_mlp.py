@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen35.metal_kernels.expert_weights import ExpertWeights, Matrices
-from mlx_qwen35.metal_kernels.router import columns
+from mlx_qwen35.metal_kernels.router import columns, route_reference
+from mlx_qwen35.metal_kernels.selection import seeded, shapes_of
 from mlx_qwen35.metal_kernels.source import metal_text
 
 SIMD = 32  # threads of a simdgroup
@@ -48,6 +49,12 @@ down<T, F, SF, Z, PER>(
 )
 
 
+@functools.partial(mx.compile, shapeless=True)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up, in one launch, of columns as they lie."""
+    return gate * mx.sigmoid(gate) * up
+
+
 def expert_mlp_reference(x: mx.array, chosen: mx.array, weights: mx.array, experts: ExpertWeights) -> mx.array:
     """What a layer's experts make of x, weighted and summed, with the shared expert: the definition.
 
@@ -61,8 +68,8 @@ def gate_up_reference(x: mx.array, chosen: mx.array, experts: ExpertWeights) -> 
     """silu(gate x) * (up x) of the K chosen experts and of the shared one, one after the other: [..., K F + Fs]."""
     rows = []
     for token, which in zip(_rows(x).astype(mx.float32), _rows(chosen)[:, : experts.chosen]):
-        routed = _swiglu(_meant(experts.gate, which) @ token, _meant(experts.up, which) @ token)
-        shared = _swiglu(_meant(experts.shared_gate) @ token, _meant(experts.shared_up) @ token)
+        routed = swiglu(_meant(experts.gate, which) @ token, _meant(experts.up, which) @ token)
+        shared = swiglu(_meant(experts.shared_gate) @ token, _meant(experts.shared_up) @ token)
         rows.append(mx.concatenate([routed.flatten(), shared]))
     return mx.stack(rows).reshape(*x.shape[:-1], -1).astype(x.dtype)
 
@@ -83,10 +90,29 @@ def expert_mlp(x: mx.array, chosen: mx.array, weights: mx.array, experts: Expert
     K, rows, which = experts.chosen, _rows(x), _rows(chosen)[:, : experts.chosen]
     factor = _rows(weights).astype(x.dtype)
     each = rows[:, None, None]
-    hidden = _swiglu(_gathered(experts.gate, each, which), _gathered(experts.up, each, which))
+    hidden = swiglu(_gathered(experts.gate, each, which), _gathered(experts.up, each, which))
     routed = (_gathered(experts.down, hidden, which)[..., 0, :] * factor[:, :K, None]).sum(axis=-2)
-    hidden = _swiglu(_product(experts.shared_gate, rows), _product(experts.shared_up, rows))
+    hidden = swiglu(_product(experts.shared_gate, rows), _product(experts.shared_up, rows))
     return (routed + factor[:, K : K + 1] * _product(experts.shared_down, hidden)).reshape(x.shape)
+
+
+def fits(x: mx.array, *_: Any) -> bool:
+    """Whether the kernels take so many tokens."""
+    return 0 < x.size <= MOST_TOKENS * x.shape[-1]
+
+
+def experts_example(
+    x: mx.array, chosen: mx.array, weights: mx.array, experts: ExpertWeights
+) -> tuple[mx.array, mx.array, mx.array, ExpertWeights]:
+    """To measure with: the layer's own weights, and for each token a routing as the router makes them."""
+    count = experts.gate.weight.shape[0]
+    logits = mx.random.normal((*x.shape[:-1], count + 1), key=mx.random.key(1))
+    return (*seeded(x), *route_reference(logits, count, experts.chosen), experts)
+
+
+def experts_class(x: mx.array, chosen: mx.array, weights: mx.array, experts: ExpertWeights) -> str:
+    """What a measurement holds for."""
+    return f"{shapes_of(x)} {experts.shape_class}"
 
 
 def expert_mlp_metal(
@@ -206,10 +232,6 @@ def _kernel(name: str) -> Any:
 def _rows(x: mx.array) -> mx.array:
     """[..., C] -> [N, C]"""
     return x.reshape(-1, x.shape[-1])
-
-
-def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    return gate * mx.sigmoid(gate) * up
 
 
 def _meant(m: Matrices, which: mx.array | None = None) -> mx.array:

@@ -14,11 +14,13 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen35.metal_kernels import attention_prologue as prologue
-from mlx_qwen35.metal_kernels import delta_chunk, delta_rule, delta_step_mx, rms_norm
+from mlx_qwen35.metal_kernels import delta_chunk, delta_rule, delta_step_mx, rms_norm, router
 from mlx_qwen35.metal_kernels import delta_step as delta_step_kernel
+from mlx_qwen35.metal_kernels import expert_mlp as expert_mlp_kernel
 from mlx_qwen35.metal_kernels.attention_prologue import Heads
 from mlx_qwen35.metal_kernels.choices import ChoiceFile, choices_file, this_machine
 from mlx_qwen35.metal_kernels.delta_rows import Columns, DeltaMemory, DeltaWeights, Projected, Stepped, StepRows
+from mlx_qwen35.metal_kernels.expert_weights import ExpertWeights
 from mlx_qwen35.metal_kernels.override import REFERENCE, VARIABLE, Override, parse_override
 from mlx_qwen35.metal_kernels.selection import Candidate, Operation, Selection, seeded
 
@@ -97,7 +99,31 @@ ACTIVATIONS = Operation(
     shape_class=lambda *arguments: arguments[-1],
     tolerance={mx.float32: 0.25},
 )
-OPERATIONS = (ADD_RMS_NORM, GATED_DELTA, DELTA_STEP, ATTENTION_PROLOGUE, ACTIVATIONS)
+ROUTE = Operation(
+    "route",
+    (
+        Candidate(REFERENCE, router.route_reference),
+        Candidate("fast", router.route),
+        Candidate("metal", router.route_metal, True, router.fits),
+    ),
+    example=router.route_example,
+    shape_class=router.route_class,
+)
+# Small threadgroups are more of them: of large ones, the second launch has 64 at 35B-A3B, for up to 80 cores.
+EXPERT_MLP = Operation(
+    "expert_mlp",
+    (
+        Candidate(REFERENCE, expert_mlp_kernel.expert_mlp_reference),
+        Candidate("fast", expert_mlp_kernel.expert_mlp),
+        *(
+            Candidate(name, partial(expert_mlp_kernel.expert_mlp_metal, simdgroups=n), True, expert_mlp_kernel.fits)
+            for name, n in (("metal-2", 2), ("metal", expert_mlp_kernel.SIMDGROUPS))
+        ),
+    ),
+    example=expert_mlp_kernel.experts_example,
+    shape_class=expert_mlp_kernel.experts_class,
+)
+OPERATIONS = (ADD_RMS_NORM, GATED_DELTA, DELTA_STEP, ATTENTION_PROLOGUE, ROUTE, EXPERT_MLP, ACTIVATIONS)
 
 
 def add_rms_norm(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
@@ -122,6 +148,16 @@ def delta_step(
 def attention_prologue(q: Columns, k: Columns, heads: Heads, angles: mx.array) -> tuple[mx.array, mx.array]:
     """Queries and keys, normed and rotated. Shapes as in `attention_prologue.attention_prologue_reference`."""
     return selection().run(ATTENTION_PROLOGUE, (q, k, heads, angles))
+
+
+def route(logits: mx.array, experts: int, chosen: int) -> tuple[mx.array, mx.array]:
+    """A token's experts, largest first, and their weights. Shapes as in `router.route_reference`."""
+    return selection().run(ROUTE, (logits, experts, chosen))
+
+
+def expert_mlp(x: mx.array, chosen: mx.array, weights: mx.array, experts: ExpertWeights) -> mx.array:
+    """The experts' feed-forward of a few tokens. Shapes as in `expert_mlp.expert_mlp_reference`."""
+    return selection().run(EXPERT_MLP, (x, chosen, weights, experts))
 
 
 _selections: list[Selection] = []

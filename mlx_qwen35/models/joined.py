@@ -40,11 +40,21 @@ def project(owner: nn.Module, names: Sequence[str], x: mx.array) -> list[Columns
 
     Those that loading has joined are columns of one product, with other columns beside them; see `Columns`.
     """
-    rows, made = x.reshape(-1, x.shape[-1]), {}
+    rows, made = x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), {}
     for joined in owner.get("joined", ()):
-        product = joined.matrix(rows)
-        made |= {name: Columns(product, first) for name, first in joined.columns}
-    return [made[name] if name in made else Columns(owner[name](rows)) for name in names]
+        product = joined["matrix"](rows)
+        for name, first in joined["columns"]:
+            made[name] = Columns(product, first)
+    return [made.get(name) or Columns(owner[name](rows)) for name in names]
+
+
+def stored(owner: nn.Module, name: str) -> tuple[nn.Module, int]:
+    """The matrix that holds a projection's rows, its own or a joined one, and the first of them there."""
+    for joined in owner.get("joined", ()):
+        for other, first in joined.columns:
+            if other == name:
+                return joined.matrix, first
+    return owner[name], 0
 
 
 def join(part: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen35.metal_kernels.expert_mlp import swiglu
 from mlx_qwen35.metal_kernels.operations import add_rms_norm
 from mlx_qwen35.models.joined import project
 
@@ -68,4 +69,4 @@ class MLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """x: [..., C] -> [..., C]"""
         gate, up = (c.cut(self.width) for c in project(self, self.JOINED, x))
-        return self.down_proj(nn.silu(gate) * up).reshape(x.shape)
+        return self.down_proj(swiglu(gate, up)).reshape(x.shape)

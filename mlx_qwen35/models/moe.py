@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen35.metal_kernels.expert_mlp import MOST_TOKENS, swiglu
+from mlx_qwen35.metal_kernels.expert_weights import ExpertWeights, Matrices, packed, plain
+from mlx_qwen35.metal_kernels.operations import expert_mlp, route
+from mlx_qwen35.metal_kernels.router import SMALLEST
 from mlx_qwen35.models.config import ExpertsConfig
-from mlx_qwen35.models.joined import project
+from mlx_qwen35.models.joined import project, stored
 from mlx_qwen35.models.layers import MLP
 
+_LOG = logging.getLogger(__name__)
 SORT_FROM = 64  # pairs of token and expert from which sorting by expert pays, as in mlx-lm
 
 
@@ -64,7 +70,7 @@ class Experts(nn.Module):
         self.down_proj = ExpertLinear(config.count, config.width, dims)
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
-        """x: [B, T, C]   chosen: [B, T, K] -> [B, T, K, C]"""
+        """x: [..., C]   chosen: [..., K] -> [..., K, C]"""
         K = chosen.shape[-1]
         flat = chosen.flatten()
         in_order = flat.size >= SORT_FROM
@@ -74,11 +80,14 @@ class Experts(nn.Module):
             rows, experts = x.reshape(-1, 1, x.shape[-1])[order // K], flat[order]
         else:
             rows, experts = x.reshape(-1, 1, 1, x.shape[-1]), chosen.reshape(-1, K)
-        hidden = nn.silu(self.gate_proj(rows, experts, in_order)) * self.up_proj(rows, experts, in_order)
+        hidden = swiglu(self.gate_proj(rows, experts, in_order), self.up_proj(rows, experts, in_order))
         output = self.down_proj(hidden, experts, in_order)
         if in_order:
             output = output[mx.argsort(order)]
         return output.reshape(*chosen.shape, -1)
+
+
+STORED = (ExpertLinear, QuantizedExpertLinear, nn.Linear, nn.QuantizedLinear)  # and so kernels read them
 
 
 class SparseMoE(nn.Module):
@@ -96,15 +105,57 @@ class SparseMoE(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: [B, T, C] -> [B, T, C]"""
-        router, shared = project(self, self.JOINED, x)
-        chosen, weights = self.route(router.cut(self.count).reshape(*x.shape[:-1], self.count))
-        routed = (self.switch_mlp(x, chosen) * weights[..., None]).sum(axis=-2)
-        gate = mx.sigmoid(shared.cut(1)).reshape(*x.shape[:-1], 1)
-        return routed + gate * self.shared_expert(x)
+        rows, K = x.reshape(-1, x.shape[-1]), self.chosen
+        chosen, weights = route(self._logits(rows), self.count, K)
+        if rows.shape[0] <= MOST_TOKENS and (experts := self._kernel_weights()):
+            return expert_mlp(rows, chosen, weights, experts).reshape(x.shape)
+        weights = weights.astype(x.dtype)[..., None]
+        routed = (self.switch_mlp(rows, chosen[:, :K]) * weights[:, :K]).sum(axis=-2)
+        return (routed + weights[:, K] * self.shared_expert(rows)).reshape(x.shape)
 
-    def route(self, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """logits: [B, T, E] -> the chosen experts [B, T, K] and their weights, which sum to one, in the same dtype."""
-        probabilities = mx.softmax(logits.astype(mx.float32), axis=-1)
-        chosen = mx.stop_gradient(mx.argpartition(-probabilities, self.chosen - 1, axis=-1)[..., : self.chosen])
-        weights = mx.take_along_axis(probabilities, chosen, axis=-1)
-        return chosen, (weights / weights.sum(-1, keepdims=True)).astype(logits.dtype)
+    def _logits(self, rows: mx.array) -> mx.array:
+        """Of the experts, then of the shared one's gate, then of nothing: [N, W], at least eight."""
+        router, shared = project(self, self.JOINED, rows)
+        if router.array is shared.array and (router.first, shared.first) == (0, self.count):
+            return router.array
+        rest = mx.zeros((len(rows), max(0, SMALLEST - self.count - 1)), rows.dtype)
+        return mx.concatenate([router.cut(self.count), shared.cut(1), rest], axis=-1)
+
+    def _kernel_weights(self) -> ExpertWeights | None:
+        """The experts as kernels take them, made on the first call; None where they are stored as no kernel reads."""
+        # In a tuple, which is no place for parameters. Asked for every token, so what was made is only looked over.
+        arrays, made = self.get("_held", ((), None))
+        if not arrays or any(owner.get(name) is not array for owner, name, array in arrays):
+            made = _expert_weights(self.switch_mlp, self.shared_expert, self.chosen)
+            self._held = (_arrays(self), made)
+        return made
+
+
+def _arrays(layer: SparseMoE) -> list[tuple[nn.Module, str, Any]]:
+    """Those of all experts: the module, the name, and what stands there until it is replaced."""
+    modules = [*layer.switch_mlp.modules(), *layer.shared_expert.modules()]
+    return [(m, name, array) for m in modules for name, array in m.items() if isinstance(array, mx.array)]
+
+
+def _expert_weights(routed: nn.Module, shared: MLP, chosen: int) -> ExpertWeights | None:
+    if type(routed) is not Experts:
+        return None
+    sources: list[tuple[nn.Module, int, int]] = [(routed[name], 0, 0) for name in ("gate_proj", "up_proj", "down_proj")]
+    for name, rows in (("gate_proj", shared.width), ("up_proj", shared.width), ("down_proj", 0)):
+        matrix, first = stored(shared, name)
+        sources.append((matrix, rows, first))
+    if any(type(source) not in STORED for source, *_ in sources):
+        return None
+    try:
+        return ExpertWeights(*[_matrices(*source) for source in sources], chosen=chosen)
+    except ValueError as error:
+        _LOG.debug("no kernel for a layer's experts: %s", error)
+        return None
+
+
+def _matrices(source: Any, rows: int, first: int) -> Matrices:
+    """rows: how many of the stored ones are meant, from `first` on; 0 for all"""
+    if "scales" not in source:
+        return plain(source.weight, rows, first)
+    biases = source.get("biases")
+    return packed(source.weight, source.scales, biases, source.group_size, source.bits, source.mode, rows, first)

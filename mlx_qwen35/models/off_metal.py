@@ -17,6 +17,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_qwen35.hub.headers import TensorEntry
 from mlx_qwen35.hub.memory import loaded_tensors, weights_as_loaded
+from mlx_qwen35.metal_kernels.expert_mlp import swiglu
 from mlx_qwen35.models.layers import CausalConv
 from mlx_qwen35.models.moe import Experts, QuantizedExpertLinear
 
@@ -143,7 +144,7 @@ class GroupedExperts(nn.Module):
         self.down_proj = Matrix(source.down_proj, dense)
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
-        """x: [B, T, C]   chosen: [B, T, K] -> [B, T, K, C]"""
+        """x: [..., C]   chosen: [..., K] -> [..., K, C]"""
         K = chosen.shape[-1]
         if self.gate_proj.is_packed and x.size // x.shape[-1] < UNPACK_FROM:
             return self._gathered(x, chosen)
@@ -159,11 +160,11 @@ class GroupedExperts(nn.Module):
     def _gathered(self, x: mx.array, chosen: mx.array) -> mx.array:
         """Few tokens seldom share an expert, so nothing is gained by looking at who chose which."""
         rows, experts = x.reshape(-1, 1, 1, x.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
-        hidden = nn.silu(self.gate_proj.gather(rows, experts)) * self.up_proj.gather(rows, experts)
+        hidden = swiglu(self.gate_proj.gather(rows, experts), self.up_proj.gather(rows, experts))
         return self.down_proj.gather(hidden, experts).reshape(*chosen.shape, -1)
 
     def _expert(self, rows: mx.array, expert: int) -> mx.array:
-        hidden = nn.silu(self.gate_proj.multiply(rows, expert)) * self.up_proj.multiply(rows, expert)
+        hidden = swiglu(self.gate_proj.multiply(rows, expert), self.up_proj.multiply(rows, expert))
         return self.down_proj.multiply(hidden, expert)
 
 

@@ -157,8 +157,9 @@ def test_on_metal_activations_stay_bfloat16_and_the_state_float32(tmp_path: Path
     """One float32 weight in the wrong place would turn every later activation float32, unseen."""
     model = load_model(write_checkpoint(case, tmp_path / case), adapt=False).model
     if case == "moe":  # gather_mm knows no bfloat16 on the CPU, so its shapes and dtypes are all that is asked
-        chosen, weights = model.layers[0].mlp.route(mx.zeros((1, 3, model.config.hidden_size), mx.bfloat16))
-        assert (chosen.shape, weights.dtype) == ((1, 3, model.layers[0].mlp.chosen), mx.bfloat16)
+        for tokens in (3, 30):
+            x = mx.zeros((1, tokens, model.config.hidden_size), mx.bfloat16)
+            assert (model.layers[0].mlp(x).shape, model.layers[0].mlp(x).dtype) == (x.shape, mx.bfloat16)
         return
     cache = model.make_cache()
     assert model(mx.array([[1, 2, 3, 4, 5, 6]]), cache).dtype == mx.bfloat16
