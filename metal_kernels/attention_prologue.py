@@ -71,8 +71,9 @@ def attention_prologue(q: Columns, k: Columns, heads: Heads, angles: mx.array) -
     """The same with MLX's fused norm, on any device. Shapes as in `attention_prologue_reference`."""
     queries = mx.fast.rms_norm(_queries(q, heads), heads.q_norm, heads.eps)
     keys = mx.fast.rms_norm(_keys(k, heads), heads.k_norm, heads.eps)
-    dtype = q.array.dtype
-    return _rotated(queries, angles).astype(dtype), _rotated(keys, angles).astype(dtype)
+    # Rotated together: at one token, the host's time for each of these operations is what they cost.
+    rotated = _rotated(mx.concatenate([queries, keys], axis=1), angles).astype(q.array.dtype)
+    return rotated[:, : heads.H], rotated[:, heads.H :]
 
 
 def _queries(q: Columns, heads: Heads) -> mx.array:

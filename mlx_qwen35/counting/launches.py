@@ -124,6 +124,8 @@ def _must_copy(node: Node, place: int, layout: Layout) -> bool:
         return not layout.is_contiguous
     if name in WANT_ROWS:
         return not layout.rows_are_contiguous
+    if name == "Matmul" and 1 not in node.inputs[place].shape[-2:]:
+        return 1 not in layout.places.strides[-2:]  # rows may have gaps between them; a vector's product wants none
     if name in WANT_ROWS_OR_COLUMNS:
         return not layout.is_matrix_either_way
     if name == "RMSNorm":

@@ -33,17 +33,18 @@ class Rotary:
         float64: in float32 an angle is off by a hundredth of a radian after 200,000 tokens.
         """
         angles = positions[self.axis_of_slot].T * self.inverse_frequencies  # [N, dims / 2]
-        return mx.array((self.scale * np.hstack([np.cos(angles), np.sin(angles)])).astype(np.float32))
+        return mx.array((self.scale * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)).astype(np.float32))
 
     def angles_of_rows(self, B: int, T: int, start: int, positions: mx.array | None) -> mx.array:
         """Of B rows of T tokens: [B T, dims].   positions: [3, B, T], None for text that begins at `start`"""
-        rows = text_positions(start, T) if positions is None else np.array(positions).reshape(3, B * T)
-        return self.angles(np.tile(rows, (1, B)) if positions is None else rows)
+        if positions is None:
+            return self.angles(np.concatenate([text_positions(start, T)] * B, axis=1))
+        return self.angles(np.array(positions).reshape(3, B * T))
 
 
 def text_positions(start: int, tokens: int) -> np.ndarray:
     """Those of text tokens start, start + 1, ...: equal on the three axes.   -> [3, tokens]"""
-    return np.broadcast_to(np.arange(start, start + tokens), (3, tokens))
+    return np.arange(start, start + tokens)[None].repeat(3, axis=0)
 
 
 def _axis_of_slot(sections: tuple[int, int, int]) -> list[int]:

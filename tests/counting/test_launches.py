@@ -46,6 +46,9 @@ def counted(function: Callable[..., mx.array | Sequence[mx.array]], *inputs: mx.
         (1, lambda x: mx.softmax(x, axis=-1, precise=True)),
         (1, lambda x: x.sum(-1)),
         (0, lambda x: x.astype(mx.bfloat16)),
+        (1, lambda x: x[..., :8] @ x[..., 8:16].swapaxes(1, 2)),  # products skip gaps between rows
+        (3, lambda x: x[..., ::2] @ x[..., 1::2].swapaxes(1, 2)),  # but not within
+        (2, lambda x: x[:, 0, None, ::2] @ x.swapaxes(1, 2)[:, 16:]),
     ],
 )
 def test_launches_of(launches: int, function: Callable[..., mx.array]) -> None:
