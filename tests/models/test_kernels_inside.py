@@ -1,13 +1,14 @@
-"""Kernels inside the network: every candidate of every operation, emulated, gives what the definitions give.
+"""Kernels inside the network: every candidate of every operation, emulated, gives what transformers or one long window
+gives, so that an argument or a stride that is swapped at a call shows, whichever candidate is called.
 
-Beside the demo checkpoint, whose key and value heads are alike, networks of unlike sizes: an argument or a stride that
-is swapped at a call shows in one of them.
+Beside the demo checkpoint, whose key and value heads are alike, networks of unlike sizes.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
 from mlx_qwen35.models.windows import Window, commit
 from tests.metal_emulator import Session
+from tests.reference import CASES, recorded
 from tests.reference.tiny import write_case, write_checkpoint
-from tests.reference.tiny_cases import CASES, TinyCase
+from tests.reference.tiny_cases import TinyCase
 from tests.support.networks import distance, random_ids
 
 pytestmark = pytest.mark.metal
@@ -85,40 +87,70 @@ def loaded(name: str) -> Model:
     return model
 
 
-def play(model: Model) -> tuple[list[int], mx.array]:
-    """A prompt, tokens decoded from it, a window of drafts of which two stay, one token more. Greedy choices, logits."""
-    cache, kept, tokens = model.make_cache(), [], []
+@dataclass(frozen=True)
+class Played:
+    """The text that stayed, and the logits at each of its positions, or at those that are known."""
 
-    def step(ids: Sequence[int], draft: bool = False) -> int:
-        logits = model.logits(model.step([Window(mx.array(ids, mx.int32), cache, draft)])).astype(mx.float32)
-        kept.append(logits)
-        tokens.append(int(logits[-1].argmax().item()))  # pyright: ignore[reportArgumentType]
-        return tokens[-1]
+    text: list[int]
+    logits: mx.array
+    positions: mx.array
 
-    step(random_ids(5, PROMPT, 100))
+
+AFTER = DECODED + 6  # tokens behind the prompt
+
+
+def play(model: Model, text: Sequence[int], prompt: int) -> Played:
+    """A prompt, tokens decoded after it, a window of drafts of which two stay, some tokens more.
+
+    text: what to feed; where it ends, the network's own choice. Of the drafts those that do not stay are others.
+    """
+    cache, kept, logits = model.make_cache(), list(text[:prompt]), []
+
+    def step(ids: Sequence[int], stay: int | None = None) -> None:
+        window = Window(mx.array(list(ids), mx.int32), cache, draft=stay is not None)
+        logits.append(model.logits(model.step([window])).astype(mx.float32)[: stay or len(ids)])
+        if stay is not None:
+            commit(cache, len(ids), stay)
+
+    def following() -> int:
+        if len(kept) < len(text):
+            kept.append(text[len(kept)])
+        else:
+            kept.append(int(logits[-1][-1].argmax().item()))  # pyright: ignore[reportArgumentType]
+        return kept[-1]
+
+    step(kept)
     for _ in range(DECODED):
-        step([tokens[-1]])
-    step([tokens[-1], *random_ids(6, DRAFT - 1, 100)], draft=True)
-    commit(cache, DRAFT, 2)
-    step([tokens[-1]])
-    return tokens, mx.concatenate(kept)
+        step([following()])
+    step([following(), following(), *random_ids(6, DRAFT - 2, 100)], stay=2)
+    step([following()])
+    step([following(), following(), following()])
+    return Played(kept, mx.concatenate(logits), mx.arange(len(kept)))
 
 
-@pytest.mark.parametrize("name", ["demo", "moe", "moe packed", "family's heads"])
-def test_every_candidate_gives_the_definitions_tokens(name: str, metal: Session | None) -> None:
-    model = loaded(name)
+def truth(name: str, model: Model) -> Played:
+    """By transformers where that is recorded, else by one window over the whole text, with the definitions."""
     with using(Selection(Override(REFERENCE))):
-        wanted, logits = play(model)
-    ran: set[str] = set()
-    for turn in range(ROUNDS):
+        if name in CASES:
+            expected = recorded(name)
+            positions = mx.array(expected["positions_200"].astype("int32"))
+            return Played(expected["tokens"][:200].tolist(), mx.array(expected["logits_200"]), positions)
+        text = play(model, random_ids(5, PROMPT, 100), PROMPT).text
+        return Played(text, model(mx.array([text]))[0].astype(mx.float32), mx.arange(len(text)))
+
+
+@pytest.mark.parametrize("name", ["demo", "dense", "moe", "moe packed", "family's heads"])
+def test_every_candidate_gives_what_is_true(name: str, metal: Session | None) -> None:
+    model = loaded(name)
+    true, ran = truth(name, model), set[str]()
+    for turn in range(-1, ROUNDS):
         with using(Nth(turn)) as chosen:
-            found, theirs = play(model)
+            prompt = len(true.text) - AFTER
+            found = play(model, true.text if name in CASES else true.text[:prompt], prompt)
         assert isinstance(chosen, Nth)
-        if chosen.ran <= ran:
-            continue
         ran |= chosen.ran
-        assert found == wanted, f"with {sorted(chosen.ran)}"
-        assert distance(theirs, logits) < CLOSE, f"with {sorted(chosen.ran)}"
+        assert found.text == true.text, f"with {sorted(chosen.ran)}"
+        assert distance(found.logits[true.positions], true.logits) < CLOSE, f"with {sorted(chosen.ran)}"
     assert ran >= EXPECTED[name] | {"add_rms_norm=metal", "delta_step=metal"}
     if metal:
         assert all(launch.warnings == () for launch in metal.launches)
@@ -127,6 +159,7 @@ def test_every_candidate_gives_the_definitions_tokens(name: str, metal: Session 
 # Beside the demo's, what only some networks can show.
 EXPECTED = {
     "demo": set[str](),
+    "dense": set[str](),
     "moe": set[str](),
     "moe packed": set[str](),
     "family's heads": {"gated_delta=metal"},
