@@ -151,16 +151,17 @@ def test_every_candidate_gives_what_is_true(name: str, metal: Session | None) ->
         ran |= chosen.ran
         assert found.text == true.text, f"with {sorted(chosen.ran)}"
         assert distance(found.logits[true.positions], true.logits) < CLOSE, f"with {sorted(chosen.ran)}"
-    assert ran >= EXPECTED[name] | {"add_rms_norm=metal", "delta_step=metal"}
+    assert ran >= EXPECTED[name] | {f"{operation}=metal" for operation in ALWAYS}
     if metal:
         assert all(launch.warnings == () for launch in metal.launches)
 
 
-# Beside the demo's, what only some networks can show.
+ALWAYS = ("add_rms_norm", "delta_step", "attention_prologue")
+EXPERTS = {"route=metal", "expert_mlp=metal"}
 EXPECTED = {
-    "demo": set[str](),
+    "demo": {"gated_delta=metal"} | EXPERTS,
     "dense": set[str](),
-    "moe": set[str](),
-    "moe packed": set[str](),
+    "moe": EXPERTS,
+    "moe packed": EXPERTS,
     "family's heads": {"gated_delta=metal"},
 }
