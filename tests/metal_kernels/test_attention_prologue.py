@@ -145,7 +145,7 @@ def test_columns_of_one_wider_array_are_read_where_they_lie(metal: Session | Non
 def test_arguments_that_do_not_fit_are_named() -> None:
     q, k, heads, angles = example(SMALL, 2)
     with pytest.raises(ValueError, match=r"k is \(2, 40\) .* from column 1 on .* 40 columns"):
-        attention_prologue_metal(q, replace(k, first=1), heads, angles)
+        attention_prologue_metal(q, Columns(k.array, 1), heads, angles)
     with pytest.raises(ValueError, match=r"q is \(2, 240\) .* 3 rows"):
         attention_prologue_metal(q, k, heads, mx.zeros((3, 10)))
     with pytest.raises(ValueError, match="dims even and 8 to 40"):
