@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -34,7 +35,8 @@ class GatedDeltaNet(nn.Module):
         self.Hk, self.Hv = config.num_key_heads, config.num_value_heads
         self.Dk, self.Dv = config.key_dim, config.value_dim
         keys, values = self.Hk * self.Dk, self.Hv * self.Dv
-        self.splits = [keys, 2 * keys]  # of q | k | v
+        # Of queries, then of keys, once their mean of squares is one. In a tuple, which is no place for parameters.
+        self.scales = (mx.array([1 / self.Dk] * self.Hk + [self.Dk**-0.5] * self.Hk)[:, None],)
         self.conv1d = CausalConv(2 * keys + values, config.conv_width)
         self.in_proj_qkv = nn.Linear(C, 2 * keys + values, bias=False)
         self.in_proj_z = nn.Linear(C, values, bias=False)
@@ -81,13 +83,14 @@ class GatedDeltaNet(nn.Module):
         qkv = projected.qkv.cut(2 * keys + values).reshape(B, T, -1)
         tails, states = self._settled(part, qkv.dtype)
         inputs = mx.concatenate([tails, qkv], axis=1)
-        q, k, v = mx.split(self.conv1d(inputs).astype(mx.float32), self.splits, axis=-1)
-        # x / |x| by the fused norm: the mean of squares is their sum / Dk, and so is its epsilon.
-        q = mx.fast.rms_norm(q.reshape(B, T, self.Hk, self.Dk), None, 1e-6 / self.Dk) * (1 / self.Dk)
-        k = mx.fast.rms_norm(k.reshape(B, T, self.Hk, self.Dk), None, 1e-6 / self.Dk) * self.Dk**-0.5
+        q_and_k, v = mx.split(self.conv1d(inputs), [2 * keys], axis=-1)
+        # x / |x| by the fused norm, for queries and keys at once: the mean of squares is their sum / Dk, and so is its
+        # epsilon.
+        q_and_k = mx.fast.rms_norm(q_and_k.reshape(B, T, 2 * self.Hk, self.Dk), None, 1e-6 / self.Dk)
+        q, k = mx.split(q_and_k * self.scales[0], 2, axis=2)
         v = v.reshape(B, T, self.Hv, self.Dv)
-        log_decay, beta = _gates(projected.a.cut(self.Hv), projected.b.cut(self.Hv), self.A_log, self.dt_bias)
-        log_decay, beta = log_decay.reshape(B, T, -1), beta.reshape(B, T, -1)
+        log_decay = _log_decay(projected.a.cut(self.Hv), self.A_log, self.dt_bias).reshape(B, T, -1)
+        beta = _rate(projected.b.cut(self.Hv)).reshape(B, T, -1)
         output, after = gated_delta(q, k, v, log_decay, beta, states)
         if any(part.drafts):
             held = HeldWindow(*(x.flatten(0, 1) for x in (k, v, log_decay, beta)))
@@ -121,10 +124,16 @@ class GatedDeltaNet(nn.Module):
         return made
 
 
-def _gates(a: mx.array, b: mx.array, A_log: mx.array, dt_bias: mx.array) -> tuple[mx.array, mx.array]:
-    """Log decay and beta, float32, in the shape of a and b."""
-    log_decay = -mx.exp(A_log) * nn.softplus(a.astype(mx.float32) + dt_bias)
-    return log_decay, mx.sigmoid(b.astype(mx.float32))
+@functools.partial(mx.compile, shapeless=True)
+def _log_decay(a: mx.array, A_log: mx.array, dt_bias: mx.array) -> mx.array:
+    """float32, in the shape of a."""
+    return -mx.exp(A_log) * nn.softplus(a.astype(mx.float32) + dt_bias)
+
+
+@functools.partial(mx.compile, shapeless=True)
+def _rate(b: mx.array) -> mx.array:
+    """beta, float32, in the shape of b."""
+    return mx.sigmoid(b.astype(mx.float32))
 
 
 def _cut(projected: Projected, part: DeltaPart) -> Projected:

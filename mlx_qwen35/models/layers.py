@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -38,8 +40,17 @@ class GatedRMSNorm(RMSNorm):
 
     def __call__(self, x: mx.array, gate: mx.array) -> mx.array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x: [..., dims], float32   gate: [..., dims] -> [..., dims] in the gate's dtype"""
-        normed = mx.fast.rms_norm(x, self.weight, self.eps)
-        return (normed * nn.silu(gate.astype(mx.float32))).astype(gate.dtype)
+        return _gated(mx.fast.rms_norm(x, self.weight, self.eps), gate)
+
+
+@functools.partial(mx.compile, shapeless=True)
+def _gated(normed: mx.array, gate: mx.array) -> mx.array:
+    return (normed * nn.silu(gate.astype(mx.float32))).astype(gate.dtype)
+
+
+@functools.partial(mx.compile, shapeless=True)
+def _wide_silu(x: mx.array) -> mx.array:
+    return nn.silu(x.astype(mx.float32))
 
 
 class CausalConv(nn.Module):
@@ -50,8 +61,8 @@ class CausalConv(nn.Module):
         self.weight = mx.zeros((channels, width, 1))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x: [B, width - 1 + T, channels], tail first -> [B, T, channels]"""
-        return nn.silu(mx.conv1d(x, self.weight, groups=self.weight.shape[0]))
+        """x: [B, width - 1 + T, channels], tail first -> [B, T, channels], float32"""
+        return _wide_silu(mx.conv1d(x, self.weight, groups=self.weight.shape[0]))
 
 
 class MLP(nn.Module):
