@@ -18,6 +18,7 @@ LAYERS = [
     "models",
     "generation",
     "running",
+    "guiding",
     "runtime",
     "asking session_file",
     "session",

@@ -73,6 +73,15 @@ class Tokenizer:
         return self._backend.token_id(name)
 
     @property
+    def named_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that stand for a name, such as `<think>`, and not for a piece of text; sorted."""
+        return self._backend.named_ids
+
+    def pieces(self) -> list[bytes]:
+        """`token_bytes` of every id, in one go."""
+        return self._backend.pieces()
+
+    @property
     def drops_first_space(self) -> bool:
         """Whether the text begins with a space that belongs to the file format and not to the text."""
         return self._backend.drops_first_space

@@ -33,6 +33,15 @@ class Backend(Protocol):
         """The bytes of one token; empty for an id without one."""
         ...
 
+    def pieces(self) -> list[bytes]:
+        """The same for every id."""
+        ...
+
+    @property
+    def named_ids(self) -> tuple[int, ...]:
+        """Ids of tokens that were added to the vocabulary by name, sorted."""
+        ...
+
 
 def added_tokens(tokenizer_config: dict[str, Any]) -> dict[int, AddedToken]:
     """`added_tokens_decoder` of tokenizer_config.json, by id. Raises CheckpointError for entries of another form."""
@@ -57,6 +66,8 @@ def _byte_of_char() -> dict[str, int]:
 
 
 BYTE_OF_CHAR = _byte_of_char()
+# Bytes as the characters of Latin-1; what stands for none becomes a character that Latin-1 has not.
+_AS_LATIN_1 = {code: 0xFFFF for code in range(256)} | {ord(char): byte for char, byte in BYTE_OF_CHAR.items()}
 
 
 class TokenizerJson:
@@ -124,6 +135,21 @@ class TokenizerJson:
         except KeyError:
             return name.encode("utf-8", "replace")
 
+    def pieces(self) -> list[bytes]:
+        found = [b""] * self.vocab_size
+        for name, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            try:  # in one go: `piece` goes through a name byte by byte
+                found[token] = name.translate(_AS_LATIN_1).encode("latin-1")
+            except UnicodeEncodeError:
+                found[token] = self.piece(token)
+        for token, name in self._added.items():
+            found[token] = name
+        return found
+
+    @property
+    def named_ids(self) -> tuple[int, ...]:
+        return tuple(sorted(self._added))
+
 
 class SentencePieceModel:
     """tokenizer.model through sentencepiece, for a folder that has no tokenizer.json."""
@@ -169,3 +195,10 @@ class SentencePieceModel:
         if self._model.is_byte(token):
             return bytes([int(name[3:5], 16)])
         return name.replace("▁", " ").encode("utf-8", "replace")
+
+    def pieces(self) -> list[bytes]:
+        return [self.piece(token) for token in range(self.vocab_size)]
+
+    @property
+    def named_ids(self) -> tuple[int, ...]:
+        return tuple(sorted(self._added))
