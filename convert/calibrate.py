@@ -235,6 +235,7 @@ def _looked_up(moments: Moments) -> Moments:
     Weighed for the head alone, it made `good` worse than `fast` at 8 bits on the demo checkpoint. `best` is not
     measured so, and keeps the head's.
     """
+    # The diagonal of the blocks is not read where the second moments are given.
     return Moments(moments.tokens, moments.second + moments.second.mean(), moments.outer)
 
 

@@ -32,10 +32,14 @@ LOGITS = 64 << 20  # logits at once: a quarter of a gigabyte in float32
 
 @dataclass(frozen=True)
 class Measure:
-    """KL in nats over some tokens, and how often both networks' first choices are the same token."""
+    """KL in nats over some tokens, and how often both networks' first choices are the same token.
+
+    mean_error: the standard error of the mean, tokens taken as independent; a few of them may carry it
+    """
 
     tokens: int
     mean: float
+    mean_error: float
     median: float
     p95: float
     p99: float
@@ -45,7 +49,8 @@ class Measure:
     def of(kl: np.ndarray, same: np.ndarray) -> Measure:
         """kl: [N], float64   same: [N], bool"""
         median, p95, p99 = (float(q) for q in np.quantile(kl, (0.5, 0.95, 0.99)))
-        return Measure(len(kl), float(kl.mean()), median, p95, p99, float(same.mean()))
+        mean, error = float(kl.mean()), float(kl.std() / np.sqrt(len(kl)))
+        return Measure(len(kl), mean, error, median, p95, p99, float(same.mean()))
 
 
 @dataclass(frozen=True)

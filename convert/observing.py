@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from mlx_qwen35.convert.statistics import Moments, input_of
+from mlx_qwen35.convert.statistics import Moments, block_size, input_of
 from mlx_qwen35.models.moe import Experts
 from mlx_qwen35.models.off_metal import GroupedExperts
 
@@ -20,6 +20,7 @@ class Watch:
     """Sums up inputs by entry. `real` says which rows of a flattened [B * T] batch are text and not padding."""
 
     def __init__(self, hessians: bool) -> None:
+        """hessians: whether the whole of each is wanted, not only correlations among neighbours"""
         self.hessians = hessians
         self.moments: dict[str, Moments] = {}
         self.real: mx.array | None = None  # indices
@@ -37,10 +38,13 @@ class Watch:
         if not self.active or not rows.shape[0]:
             return
         rows = rows.astype(mx.float32)
-        outer = np.array(rows.T @ rows) if self.hessians else None
-        second = (
-            np.array((rows * rows).sum(0), dtype=np.float64) if outer is None else np.diag(outer).astype(np.float64)
-        )
+        if self.hessians:
+            outer = np.array(rows.T @ rows)
+            second = np.diag(outer).astype(np.float64)
+        else:
+            parts = rows.reshape(rows.shape[0], -1, block_size(rows.shape[1])).swapaxes(0, 1)
+            outer = np.array(parts.swapaxes(1, 2) @ parts)
+            second = np.diagonal(outer, axis1=1, axis2=2).astype(np.float64).reshape(-1)
         found = Moments(rows.shape[0], second, outer)
         self.moments[entry] = self.moments[entry] + found if entry in self.moments else found
 

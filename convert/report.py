@@ -162,8 +162,8 @@ def _stock_rows(card: Card) -> dict[str, Measure]:
 def _table(first: str, rows: Mapping[str, Measure]) -> list[str]:
     lines = [f"| {first} | mean KL | median | p95 | p99 | same first choice |", "|---|---|---|---|---|---|"]
     for name, m in rows.items():
-        numbers = " | ".join(f"{value:.2g}" for value in (m.mean, m.median, m.p95, m.p99))
-        lines.append(f"| {name} | {numbers} | {100 * m.top1:.1f} % |")
+        numbers = " | ".join(f"{value:.2g}" for value in (m.median, m.p95, m.p99))
+        lines.append(f"| {name} | {m.mean:.2g} ± {m.mean_error:.1g} | {numbers} | {100 * m.top1:.1f} % |")
     return lines
 
 
@@ -172,9 +172,10 @@ def text_table(evaluation: Evaluation) -> str:
     rows = {name: c.overall for name, c in evaluation.comparisons.items()}
     rows["noise floor"] = evaluation.noise_floor
     width = max(map(len, rows))
-    lines = [f"{'':<{width}}  {'mean KL':>9}  {'median':>9}  {'p95':>9}  {'p99':>9}  top-1"]
+    lines = [f"{'':<{width}}  {'mean KL':>9}  {'±':>8}  {'median':>9}  {'p95':>9}  {'p99':>9}  top-1"]
     for name, m in rows.items():
-        numbers = "  ".join(f"{value:9.3g}" for value in (m.mean, m.median, m.p95, m.p99))
+        numbers = "  ".join(f"{value:9.3g}" for value in (m.median, m.p95, m.p99))
+        numbers = f"{m.mean:9.3g}  {m.mean_error:8.1g}  {numbers}"
         lines.append(f"{name:<{width}}  {numbers}  {100 * m.top1:.1f} %")
     return "\n".join(lines)
 

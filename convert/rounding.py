@@ -1,12 +1,13 @@
 """Rows of a weight matrix in, packed rows out, at one of four qualities. Knows nothing of files or networks.
 
 stock: mx.quantize, bit for bit. fast: scales by least squares, codes against the scales as stored. good: the same,
-weighted by the inputs' second moments. best: errors compensated across a row with the inputs' Hessian. Every
-candidate is measured as stock mx.dequantize will read it, in float32, and kept only where its error is lower than
-stock's: per group for fast and good, per row for best. So no quality is ever worse than stock under its own measure.
+weighted by the second moments of each group's inputs, from three starts instead of one. best: errors compensated
+across a row with the inputs' Hessian. Every candidate is measured as stock mx.dequantize will read it, in float32, and
+kept only where its error is lower than stock's: per group in fast and good, per row in best. So no quality is ever
+worse than stock under its own measure.
 
-It computes with numpy, in pieces that stay in the processor's cache, on all cores: the same bits on a Mac and on
-Linux, and the GPU stays free.
+It computes with numpy, in pieces that stay in the processor's cache, on all cores, and the GPU stays free. stock and
+fast are the same bits on a Mac and on Linux; the others multiply matrices, whose last bits are the library's.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ __all__ = ["CALIBRATED", "QUALITIES", "Packing", "Statistics", "round_rows"]
 class Statistics:
     """What calibration saw of the inputs that one parameter's rows are multiplied with.
 
-    second_moments: [in], float32, mean of x^2   hessian: [in, in], float32, mean of x x^T, already shrunk
+    second_moments: [in], float32, mean of x^2
+    hessian: [in, in], float32, mean of x x^T, already shrunk; for best
+    blocks: [in / size, size, size], the same among neighbours only, `size` a multiple of the group; for good
     """
 
     second_moments: mx.array | None = None
     hessian: mx.array | None = None
+    blocks: mx.array | None = None
 
     @cached_property
     def carried(self) -> tuple[Floats, Floats]:
@@ -56,7 +60,8 @@ def round_rows(
     """Pack rows as mx.quantize lays them out.
 
     rows: [N, in], any float dtype; scales and biases come out in it
-    statistics: for good and best; without it both fall back to what they can do: best to good, good to fast
+    statistics: for good and best; without it both fall back to what they can do: best to good, good to fast, and
+    good without blocks to weights of each channel's own
     -> packed weight [N, words] uint32, scales and biases [N, groups] (biases None where the mode has none)
     Other modes than affine are stock's own at every quality. Rows do not depend on each other.
     """
@@ -71,12 +76,34 @@ def round_rows(
     if not _all_finite(weights):
         return round_rows(rows, packing, "stock")  # and verification will name the tensor
     importance = None if moments is None else _importance(moments, packing)
-    if not compensates:
+    assert statistics is not None or importance is None
+    if statistics is not None and compensates:
+        rounding = _CompensatedRounding(*statistics.carried, importance, packing, rows.dtype)
+    elif quality == "good" and importance is not None and statistics is not None and statistics.blocks is not None:
+        rounding = _GroupedRounding(_whole(importance, statistics.blocks), packing, rows.dtype)
+    else:
         return _packed(rows, packing, lambda p: search(weights[p], importance, packing, rows.dtype))
-    assert statistics is not None
-    rounding = _CompensatedRounding(*statistics.carried, importance, packing, rows.dtype)
     original = stock(rows, packing)
     return _packed(rows, packing, lambda p: rounding(as_floats(weights[p]), original.rows(p)))
+
+
+class _GroupedRounding:
+    """Stock, or searched scales where they are better, for each group under its inputs' second moments."""
+
+    def __init__(self, moments: Floats, packing: Packing, dtype: mx.Dtype) -> None:
+        """moments: [groups, size, size]"""
+        self.moments, self.packing, self.dtype = moments, packing, dtype
+
+    def __call__(self, weights: Floats, original: Grouped) -> Grouped:
+        """weights: [N, groups, size]   original: stock's rounding of them"""
+        searched = search(weights, self.moments, self.packing, self.dtype)
+        original.take(searched, self._errors(searched, weights) < self._errors(original, weights))
+        return original
+
+    def _errors(self, rows: Grouped, weights: Floats) -> Floats:
+        """[N, groups]"""
+        difference = (rows.values() - weights).swapaxes(0, 1)
+        return np.einsum("gns,gns->ng", difference @ self.moments, difference)
 
 
 class _CompensatedRounding:
@@ -120,6 +147,17 @@ def _importance(moments: mx.array, packing: Packing) -> Floats:
     """[groups, size]. A channel that calibration never saw still weighs a little."""
     values = np.array(moments.astype(mx.float32))
     return (values + max(float(values.mean()), 1e-12) * UNSEEN).astype(np.float32).reshape(-1, packing.group_size)
+
+
+def _whole(importance: Floats, blocks: mx.array) -> Floats:
+    """[groups, size, size]: of each group the second moments, `importance` [groups, size] on the diagonal."""
+    groups, size = importance.shape
+    given = np.array(blocks.astype(mx.float32))
+    parts = given.shape[-1] // size
+    given = given.reshape(-1, parts, size, parts, size)
+    own = np.stack([given[:, part, :, part] for part in range(parts)], 1).reshape(groups, size, size)
+    own[:, range(size), range(size)] = importance
+    return np.ascontiguousarray(own)
 
 
 def _packed(rows: mx.array, packing: Packing, work: Callable[[slice], Grouped]) -> tuple[mx.array, mx.array, mx.array]:

@@ -1,8 +1,9 @@
 """Better scales at the same bits: least squares from a few starts, measured as they will be stored.
 
-For each group of weights w with importance v, find scale s and bias b that minimise sum(v * (s * code + b - w)^2),
-where s and b are rounded to the stored dtype *before* the codes are chosen; stock picks codes against unrounded
-scales, which at 8 bits costs a third of the error. Knows nothing of other groups, rows or activations.
+For each group of weights w whose inputs have second moments V, find scale s and bias b that minimise d^T V d with
+d = s * code + b - w; V is the identity, a diagonal (an importance for each weight), or whole. s and b are rounded to
+the stored dtype *before* the codes are chosen; stock picks codes against unrounded scales, which at 8 bits costs a
+third of the error. Knows nothing of other groups, rows or activations.
 
 Groups are columns here, [size, groups]: what a group shares lies along rows, so that numpy's loops are long and its
 sums over a group are plain additions of rows. The sums are then the same whatever other groups are there.
@@ -35,16 +36,19 @@ _kept = threading.local()
 
 
 def search(weights: Weights, importance: Floats | None, packing: Packing, dtype: mx.Dtype) -> Grouped:
-    """The best of all candidates for each group, by sum(importance * (value - weight)^2).
+    """The best of all candidates for each group.
 
-    weights: [N, groups, size]   importance: [groups, size]; None for all equal
-    Stock's own scales are among the candidates, and codes nearest to the weights cannot have a larger error than
-    stock's own codes, so the result is never worse than stock.
+    weights: [N, groups, size]   importance: [groups, size], [groups, size, size] (whole); None for all equal
+    Stock's own scales are among the candidates. Codes nearest to the weights cannot have a larger error than stock's
+    own codes, so the result is never worse than stock, unless `importance` is whole.
     """
     columns = _Columns(weights, importance, packing, dtype)
     line, (N, groups, size) = columns.best(), weights.shape
     codes = columns.nearest(line)[:, : N * groups]
-    return Grouped(codes.T.reshape(N, groups, size), *_rows(line, N, groups))
+    if not columns.by_group:
+        return Grouped(codes.T.reshape(N, groups, size), *_rows(line, N, groups))
+    scales, biases = (part.T.copy() for part in _rows(line, groups, N))
+    return Grouped(codes.reshape(size, groups, N).transpose(2, 1, 0).copy(), scales, biases)
 
 
 def searched_scales(
@@ -62,13 +66,23 @@ class _Columns:
     def __init__(self, weights: Weights, importance: Floats | None, packing: Packing, dtype: mx.Dtype) -> None:
         N, groups, size = weights.shape
         self.dtype, self.top = dtype, np.float32(top_code(packing))
-        self.refits = 1 if packing.bits == 8 else 2  # of the gain at 8 bits hardly any is left for a second
         self.shares = STARTS[packing.bits][: 1 if importance is None else None]
         columns = -(-N * groups // LANES) * LANES
         self.weights, self.codes, self.off, *more = _room(size, columns, 3 if importance is None else 5)
+        # One matrix for all columns of a group, where there is one: then they lie side by side.
+        self.by_group = importance is not None and importance.ndim == 3
+        # Of the gain at 8 bits hardly any is left for a second, unless errors of one sign add up.
+        self.refits = 1 if packing.bits == 8 and not self.by_group else 2
+        if self.by_group:
+            weights = np.ascontiguousarray(weights.swapaxes(0, 1))
         _transpose(weights.reshape(-1, size), self.weights, self.codes)
-        self.importance, self.total = None, np.float32(size)
-        if importance is not None:
+        self.importance, self.total = importance, np.float32(size)
+        if self.by_group:
+            self.weighted, self.shape = more[1], (size, groups, N)
+            self.weighted[:, N * groups :] = 0
+            self.total = np.ones(columns, np.float32)
+            self.total[: N * groups] = np.repeat(importance.sum((1, 2)), N)
+        elif importance is not None:
             self.importance, self.weighted = more
             self.importance[:, N * groups :] = 1
             self.importance[:, : N * groups].reshape(size, N, groups)[...] = importance.T[:, None]
@@ -124,7 +138,14 @@ class _Columns:
         return stored(line + line[0] * np.stack([slope, (sum_o - slope * sum_c) / total]), self.dtype)
 
     def _important(self, values: Floats) -> Floats:
-        return values if self.importance is None else np.multiply(values, self.importance, out=self.weighted)
+        """V times each column."""
+        if self.importance is None:
+            return values
+        if not self.by_group:
+            return np.multiply(values, self.importance, out=self.weighted)
+        given, out = (a[:, : self.shape[1] * self.shape[2]].reshape(self.shape) for a in (values, self.weighted))
+        np.matmul(self.importance, given.swapaxes(0, 1), out=out.swapaxes(0, 1))
+        return self.weighted
 
 
 def _transpose(rows: Weights, columns: Floats, scratch: Floats) -> None:

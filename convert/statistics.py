@@ -19,6 +19,7 @@ import numpy as np
 from mlx_qwen35.convert.rounding import Statistics
 
 SUMMARY = "calibration.json"
+BLOCK = 128  # inputs whose correlations are kept where a whole Hessian is not wanted: the largest group there is
 COVERED = 16  # tokens; an expert that saw fewer takes its layer's pooled statistics
 # Whose input is also another's: the last parts of a path, and the entry that stands for it.
 _SHARED = (
@@ -43,7 +44,10 @@ def input_of(parameter: str) -> str:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over the tokens seen. second: [in], float64   outer: [in, in], float32, or None where nobody wants it"""
+    """Sums over the tokens seen. second: [in], float64
+
+    outer: float32; [in, in], or [in / size, size, size] among neighbours only, or None where nobody wants it
+    """
 
     tokens: int
     second: np.ndarray
@@ -83,8 +87,12 @@ class CalibrationStore:
             return Statistics()
         tokens, second = int(arrays[f"{key}.tokens"][0]), arrays[f"{key}.second"]
         packed = arrays.get(f"{key}.correlation")
-        hessian = None if packed is None else mx.array(_shrunk(packed, second, tokens))
-        return Statistics(mx.array(second), hessian)
+        if packed is None:
+            return Statistics(mx.array(second))
+        if packed.ndim == 1:
+            return Statistics(mx.array(second), hessian=mx.array(_shrunk(packed, second, tokens)))
+        blocks = [_shrunk(p, s, tokens) for p, s in zip(packed, second.reshape(len(packed), -1))]
+        return Statistics(mx.array(second), blocks=mx.array(np.stack(blocks)))
 
     def routed(self, parameter: str, experts: int) -> list[int]:
         """How many tokens each expert of a stacked parameter saw; nothing for what is no stack."""
@@ -105,7 +113,7 @@ class CalibrationStore:
             arrays[f"{key}.tokens"] = mx.array(np.array([found.tokens], np.int64))
             arrays[f"{key}.second"] = mx.array(second)
             if found.outer is not None:
-                arrays[f"{key}.correlation"] = mx.array(_correlation(found.outer / found.tokens, second))
+                arrays[f"{key}.correlation"] = mx.array(_correlations(found.outer / found.tokens, second))
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"{part}.safetensors"
         partial = self.folder / f"{part}.partial.safetensors"
@@ -138,6 +146,18 @@ def _file_of(entry: str) -> str:
     """One file for each layer, so that a layer's statistics are read once and let go."""
     found = re.match(r"(?:language_model\.model\.)?((?:mtp\.)?layers\.\d+|mtp)\b", entry)
     return found.group(1) if found else "head"
+
+
+def block_size(width: int) -> int:
+    """Of the neighbourhoods of `width` inputs: the largest power of two up to BLOCK that divides it."""
+    return min(BLOCK, width & -width)
+
+
+def _correlations(outer: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of a whole matrix, or of each block"""
+    if outer.ndim == 2:
+        return _correlation(outer, second)
+    return np.stack([_correlation(o, s) for o, s in zip(outer, second.reshape(len(outer), -1))])
 
 
 def _correlation(outer: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -138,6 +138,26 @@ def test_an_expert_that_saw_too_little_takes_its_layers_pooled_statistics(tmp_pa
         assert found.hessian is None
 
 
+def test_neighbours_correlations_are_those_of_the_whole_hessian(sources: dict[str, Path], tmp_path: Path) -> None:
+    """What `good` keeps beside what `best` keeps, of inputs that nothing has rounded yet."""
+    folder, given = sources[MOE], texts(MOE)
+    stores = {q: calibrate(folder, Plan({}, q), given, tmp_path / q) for q in ("good", "best")}
+    for name in ("linear_attn.in_proj_qkv", "mlp.switch_mlp.gate_proj"):
+        parameter = f"language_model.model.layers.0.{name}.weight"
+        blocks, whole = (
+            np.array(a)
+            for a in (stores["good"].statistics(parameter).blocks, stores["best"].statistics(parameter).hessian)
+        )
+        size, n = blocks.shape[-1], sum(len(t.ids) for t in given)
+        # Shrunk by n / (n + size), each for what it is.
+        more = (n + len(whole)) / (n + size)
+        for i, block in enumerate(blocks):
+            part = whole[i * size : (i + 1) * size, i * size : (i + 1) * size]
+            expected = np.where(np.eye(size, dtype=bool), part, part * more)
+            scale = np.sqrt(np.outer(np.diag(part), np.diag(part)))
+            assert np.abs((block - expected) / scale).max() < 2e-3  # correlations in half precision
+
+
 def test_what_few_tokens_say_of_correlations_is_shrunk(tmp_path: Path) -> None:
     store, outer = CalibrationStore(tmp_path), np.array([[4, 3], [3, 9]], np.float32)
     path = "language_model.model.layers.0.linear_attn.out_proj"

@@ -37,6 +37,13 @@ def statistics(x: np.ndarray) -> Statistics:
     return Statistics(mx.array(np.diag(hessian)), mx.array(hessian))
 
 
+def grouped(x: np.ndarray, size: int) -> Statistics:
+    """What `good` is given: correlations among neighbours."""
+    parts = x.reshape(len(x), -1, size).swapaxes(0, 1)
+    blocks = parts.swapaxes(1, 2) @ parts / len(x)
+    return Statistics(mx.array((x * x).mean(0)), blocks=mx.array(blocks))
+
+
 def values(packed: tuple[mx.array, mx.array, mx.array | None], packing: Packing) -> np.ndarray:
     """What stock reads, in float32."""
     weight, scales, biases = packed
@@ -119,6 +126,40 @@ def test_no_group_is_worse_than_stocks_under_the_measure_of_fast_and_good(packin
         # float32 sums of up to 128 squares decide between candidates: 1e-4 is their rounding.
         assert (ours <= theirs * (1 + 1e-4) + 1e-12).all()
         assert ours.sum() < theirs.sum()
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+@pytest.mark.parametrize("size", [128, 256])
+def test_no_group_is_worse_than_stocks_under_the_moments_of_its_inputs(packing: Packing, size: int) -> None:
+    """Blocks as large as the group or larger; stock's own codes, not only its scales, are what must be beaten."""
+    rows, x = weights(tails=True), inputs(300)
+    seen = grouped(x, size)
+    found, stock = (values(round_rows(rows, packing, q, seen), packing) - as_numpy(rows) for q in ("good", "stock"))
+    hessian = (x.T @ x / len(x)).astype(np.float64)
+    hessian += 0.01 * np.diag(hessian).mean() * np.eye(256)
+    ours, theirs = (
+        np.stack([np.einsum("ni,ij,nj->n", off[:, g], hessian[g, g], off[:, g]) for g in groups_of(packing)])
+        for off in (found, stock)
+    )
+    assert (ours <= theirs * (1 + 1e-4) + 1e-12).all()  # float32 sums decide between candidates
+    assert ours.sum() < 0.95 * theirs.sum()
+
+
+def groups_of(packing: Packing) -> list[slice]:
+    return [slice(first, first + packing.group_size) for first in range(0, 256, packing.group_size)]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_correlations_among_neighbours_are_worth_more_than_each_channels_own_weight(bits: int) -> None:
+    """Inputs that are not zero on average, as behind a norm with its factors: errors of one sign add up."""
+    average = np.random.default_rng(5).standard_normal(256).astype(np.float32)
+    rows, packing, unseen, x = weights(64), Packing(bits, 64), inputs(500, seed=2) + average, inputs(2000) + average
+    whole = grouped(x, 128)
+    errors = []
+    for seen in (whole, Statistics(whole.second_moments)):
+        off = values(round_rows(rows, packing, "good", seen), packing) - as_numpy(rows)
+        errors.append(float(((unseen @ off.T) ** 2).sum()))
+    assert errors[0] < 0.95 * errors[1]
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
