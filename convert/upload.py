@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mlx_qwen35.convert.journal import is_interrupted
 from mlx_qwen35.errors import CheckpointError, UserError
@@ -20,12 +21,28 @@ def check_upload(hub_id: str) -> None:
     from huggingface_hub import HfApi
 
     try:
-        HfApi().whoami()
+        who = HfApi().whoami()
     except Exception as error:  # of huggingface_hub, of its HTTP library, or of the network
         reason = _first_line(error)
         raise UploadError(
             f"Cannot upload to {hub_id}: log in first (hf auth login, or set HF_TOKEN). {reason}"
         ) from error
+    if refused := _refusal(who, hub_id.partition("/")[0]):
+        raise UploadError(f"Cannot upload to {hub_id}: {refused}")
+
+
+def _refusal(who: Any, owner: str) -> str:
+    """Why this login cannot write there, as far as it says of itself; '' where it may."""
+    who = who if isinstance(who, dict) else {}
+    auth = who.get("auth") or {}
+    role = (auth.get("accessToken") or {}).get("role")
+    if role == "read":
+        return "the token may only read. Log in with one that may write (hf auth login, or set HF_TOKEN)."
+    owners = [who.get("name"), *(org.get("name") for org in who.get("orgs") or [])]
+    # A fine-grained token need not name all that it may write to.
+    if role == "write" and owner not in owners:
+        return f"this login writes to {', '.join(str(o)[:80] for o in owners[:5])}, not to {owner}."
+    return ""
 
 
 def upload(folder: Path, hub_id: str) -> str:
@@ -41,7 +58,7 @@ def upload(folder: Path, hub_id: str) -> str:
     except Exception as error:
         raise UploadError(
             f"{folder} is complete, but could not be uploaded to {hub_id}: {_first_line(error)} "
-            f"Try again: hf upload {hub_id} {folder}"
+            f"Try again, which sends what is missing: hf upload {hub_id} {folder}"
         ) from error
     return str(address)
 
