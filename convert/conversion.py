@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_qwen35.convert import emit, verify
 from mlx_qwen35.convert.calibrating import Calibrating, finish, statistics_for
@@ -33,6 +34,7 @@ class ConversionReport:
     """What was written. `errors` are the packed parameters' distances from the source, the largest first.
 
     fate: how many source tensors were kept, quantized, merged, dropped   drafts: None where it was not measured
+    calibration: what it ran on and how many tokens each expert saw; None where there was none
     """
 
     out: Path
@@ -43,6 +45,7 @@ class ConversionReport:
     copied: tuple[str, ...]
     notes: tuple[str, ...]
     seconds: float
+    calibration: dict[str, Any] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +88,8 @@ def convert(
         errors = verify.check_tensors(plan, out, journal.done)
         emit.write_index(plan, out)
         copied = emit.copy_files(plan.source.folder, out)
-        emit.write_plan(plan, errors, fate, finish(out), out)
+        calibration = finish(out)
+        emit.write_plan(plan, errors, fate, calibration, out)
         _complete(plan, out, journal)
     except OSError as error:
         raise disk_full(out, error) from None
@@ -95,9 +99,8 @@ def convert(
             if each and each.arrival:
                 each.arrival.close()
     drafts = _drafts(plan, out)
-    return ConversionReport(
-        out, plan, tuple(errors), fate, drafts, copied, plan.source.notes, time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    return ConversionReport(out, plan, tuple(errors), fate, drafts, copied, plan.source.notes, seconds, calibration)
 
 
 def default_name(plan: ConversionPlan) -> str:

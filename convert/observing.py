@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
+from mlx_qwen35.convert.rounding import ROUTERS
 from mlx_qwen35.convert.statistics import Moments, block_size, input_of
 from mlx_qwen35.models.moe import Experts
 from mlx_qwen35.models.off_metal import GroupedExperts
@@ -22,6 +23,7 @@ class Watch:
     def __init__(self, hessians: bool) -> None:
         """hessians: whether the whole of each is wanted, not only correlations among neighbours"""
         self.hessians = hessians
+        self.whole: set[str] = set()  # entries of which it is wanted anyhow
         self.moments: dict[str, Moments] = {}
         self.real: mx.array | None = None  # indices
         self.active = True
@@ -38,7 +40,7 @@ class Watch:
         if not self.active or not rows.shape[0]:
             return
         rows = rows.astype(mx.float32)
-        if self.hessians:
+        if self.hessians or entry in self.whole:
             outer = np.array(rows.T @ rows)
             second = np.diag(outer).astype(np.float64)
         else:
@@ -120,7 +122,10 @@ def watched(part: nn.Module, path: str, watch: Watch) -> None:
         elif name.rpartition(".")[0] in experts or not _is_linear(module):
             continue
         else:
-            entry = input_of(f"{path}.{name}.weight")
+            parameter = f"{path}.{name}.weight"
+            entry = input_of(parameter)
+            if parameter.endswith(ROUTERS):
+                watch.whole.add(entry)
             if entry not in seen:  # one of those that share an input is enough
                 seen.add(entry)
                 swaps.append((name, WatchedLinear(module, entry, watch)))

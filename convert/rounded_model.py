@@ -13,11 +13,9 @@ import mlx.nn as nn
 
 from mlx_qwen35.convert.layerwise import LayerwiseModel, Read
 from mlx_qwen35.convert.observing import matrices
-from mlx_qwen35.convert.rounding import Packing, round_rows
+from mlx_qwen35.convert.rounding import ROUTERS, Packing, quality_of, round_rows
 from mlx_qwen35.convert.statistics import CalibrationStore
 from mlx_qwen35.models.weights import Survey
-
-HIGH = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
 
 
 class RoundedModel(LayerwiseModel):
@@ -61,7 +59,7 @@ def rounded(
 ) -> mx.array:
     """A matrix [rows, in] as it will be after conversion, in the dtype it has; `dtype` is what conversion casts to."""
     statistics = store.statistics(name, expert) if store else None
-    packed, scales, biases = round_rows(weight.astype(dtype), packing, quality, statistics)
+    packed, scales, biases = round_rows(weight.astype(dtype), packing, quality_of(quality, name), statistics)
     if biases is not None:
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
     values = mx.dequantize(packed, scales, biases, packing.group_size, packing.bits, mode=packing.mode)
@@ -77,6 +75,6 @@ def uniform(source: Survey, bits: int, group_size: int = 64) -> dict[str, Packin
         if not hasattr(module, "to_quantized") or path == "mtp.fc":
             continue
         target, width = f"{path}.weight", module.weight.shape[-1]
-        packing = Packing(8, 64) if target.endswith(HIGH) else Packing(bits, group_size)
+        packing = Packing(8, 64) if target.endswith(ROUTERS) else Packing(bits, group_size)
         found[target] = packing if width % packing.group_size == 0 else None
     return found

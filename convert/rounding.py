@@ -2,9 +2,9 @@
 
 stock: mx.quantize, bit for bit. fast: scales by least squares, codes against the scales as stored. good: the same,
 weighted by the second moments of each group's inputs, from three starts instead of one. best: errors compensated
-across a row with the inputs' Hessian. Every candidate is measured as stock mx.dequantize will read it, in float32, and
-kept only where its error is lower than stock's: per group in fast and good, per row in best. So no quality is ever
-worse than stock under its own measure.
+across a row with the inputs' Hessian, which good does for routers too. Every candidate is measured as stock
+mx.dequantize will read it, in float32, and kept only where its error is lower than stock's: per group in fast and
+good, per row in best. So no quality is ever worse than stock under its own measure.
 
 It computes with numpy, in pieces that stay in the processor's cache, on all cores, and the GPU stays free. stock and
 fast are the same bits on a Mac and on Linux; the others multiply matrices, whose last bits are the library's.
@@ -28,10 +28,11 @@ from mlx_qwen35.convert.scale_search import search
 
 QUALITIES = ("stock", "fast", "good", "best")
 CALIBRATED = ("good", "best")  # the qualities that want statistics
+ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
 PIECE = 1 << 16  # weights at a time: with their temporaries about a core's share of cache
 UNSEEN = 0.01  # of the mean second moment
 
-__all__ = ["CALIBRATED", "QUALITIES", "Packing", "Statistics", "round_rows"]
+__all__ = ["CALIBRATED", "QUALITIES", "Packing", "Statistics", "quality_of", "round_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,11 @@ class Statistics:
         return matrix, carrier(matrix)
 
 
+def quality_of(quality: str, parameter: str) -> str:
+    """How one parameter is rounded: routers are few rows, and a choice of experts that flips costs more than any."""
+    return "best" if quality == "good" and parameter.endswith(ROUTERS) else quality
+
+
 def round_rows(
     rows: mx.array, packing: Packing, quality: str, statistics: Statistics | None = None
 ) -> tuple[mx.array, mx.array, mx.array | None]:
@@ -70,17 +76,17 @@ def round_rows(
     if quality == "stock" or packing.mode != "affine":
         packed, scales, *biases = mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)
         return packed, scales, biases[0] if biases else None
-    compensates = quality == "best" and statistics is not None and statistics.hessian is not None
+    whole = None if statistics is None else statistics.hessian
+    compensates = quality == "best" and whole is not None
     moments = statistics.second_moments if statistics and quality in CALIBRATED else None
     weights = _weights(rows, packing)
     if not _all_finite(weights):
         return round_rows(rows, packing, "stock")  # and verification will name the tensor
     importance = None if moments is None else _importance(moments, packing)
-    assert statistics is not None or importance is None
     if statistics is not None and compensates:
         rounding = _CompensatedRounding(*statistics.carried, importance, packing, rows.dtype)
-    elif quality == "good" and importance is not None and statistics is not None and statistics.blocks is not None:
-        rounding = _GroupedRounding(_whole(importance, statistics.blocks), packing, rows.dtype)
+    elif quality == "good" and importance is not None and (blocks := _blocks(statistics)) is not None:
+        rounding = _GroupedRounding(_whole(importance, blocks), packing, rows.dtype)
     else:
         return _packed(rows, packing, lambda p: search(weights[p], importance, packing, rows.dtype))
     original = stock(rows, packing)
@@ -147,6 +153,13 @@ def _importance(moments: mx.array, packing: Packing) -> Floats:
     """[groups, size]. A channel that calibration never saw still weighs a little."""
     values = np.array(moments.astype(mx.float32))
     return (values + max(float(values.mean()), 1e-12) * UNSEEN).astype(np.float32).reshape(-1, packing.group_size)
+
+
+def _blocks(statistics: Statistics | None) -> mx.array | None:
+    """[blocks, size, size]: a whole Hessian is one block."""
+    if statistics is None or statistics.hessian is None:
+        return statistics.blocks if statistics else None
+    return statistics.hessian[None]
 
 
 def _whole(importance: Floats, blocks: mx.array) -> Floats:

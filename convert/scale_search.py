@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -73,11 +74,10 @@ class _Columns:
         self.by_group = importance is not None and importance.ndim == 3
         # Of the gain at 8 bits hardly any is left for a second, unless errors of one sign add up.
         self.refits = 1 if packing.bits == 8 and not self.by_group else 2
-        if self.by_group:
-            weights = np.ascontiguousarray(weights.swapaxes(0, 1))
-        _transpose(weights.reshape(-1, size), self.weights, self.codes)
+        rows: Any = np.ascontiguousarray(weights.swapaxes(0, 1)) if self.by_group else weights
+        _transpose(rows.reshape(-1, size), self.weights, self.codes)
         self.importance, self.total = importance, np.float32(size)
-        if self.by_group:
+        if importance is not None and self.by_group:
             self.weighted, self.shape = more[1], (size, groups, N)
             self.weighted[:, N * groups :] = 0
             self.total = np.ones(columns, np.float32)
@@ -143,6 +143,7 @@ class _Columns:
             return values
         if not self.by_group:
             return np.multiply(values, self.importance, out=self.weighted)
+        # BLAS takes these views as they are.
         given, out = (a[:, : self.shape[1] * self.shape[2]].reshape(self.shape) for a in (values, self.weighted))
         np.matmul(self.importance, given.swapaxes(0, 1), out=out.swapaxes(0, 1))
         return self.weighted

@@ -19,7 +19,7 @@ import numpy as np
 from mlx_qwen35.convert.rounding import Statistics
 
 SUMMARY = "calibration.json"
-BLOCK = 128  # inputs whose correlations are kept where a whole Hessian is not wanted: the largest group there is
+BLOCK = 128  # inputs whose correlations are kept where no whole Hessian is wanted: the largest group there is
 COVERED = 16  # tokens; an expert that saw fewer takes its layer's pooled statistics
 # Whose input is also another's: the last parts of a path, and the entry that stands for it.
 _SHARED = (

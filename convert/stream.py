@@ -20,7 +20,7 @@ from mlx_qwen35.convert.journal import PART, Journal
 from mlx_qwen35.convert.parameters import Parameter
 from mlx_qwen35.convert.plan import ConversionPlan, Job, OutputFile
 from mlx_qwen35.convert.reading import Reader, RowSpan
-from mlx_qwen35.convert.rounding import round_rows
+from mlx_qwen35.convert.rounding import quality_of, round_rows
 from mlx_qwen35.errors import CheckpointError
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
@@ -146,7 +146,7 @@ class _FileWriter:
         if job.packing is None:
             return [values]
         known = self.statistics and self.statistics(job.target, row // job.parameter.expert_rows)
-        packed = round_rows(values, job.packing, self.plan.options.quality, known)
+        packed = round_rows(values, job.packing, quality_of(self.plan.options.quality, job.target), known)
         return [part for part in packed if part is not None]
 
     def _offset(self, job: Job, tensor: Any, row: int) -> int:

@@ -36,7 +36,8 @@ from mlx_qwen35.hub.headers import read_checkpoint
 from mlx_qwen35.models.weights import survey
 
 CALIBRATION_TOKENS = 16_384
-SHORT, LONG = 40, 4  # test samples per skill; those of hundreds of tokens weigh enough
+SAMPLES = 20, 2  # of each skill to measure on; of those of hundreds of tokens fewer are enough
+AT_8_BITS = 40, 4  # where a handful of tokens carries the mean
 
 
 def tokens_of(samples: Iterator[Sample], domain: str = "") -> list[Tokens]:
@@ -51,9 +52,10 @@ def calibration_texts(seed: int) -> list[Tokens]:
     return tokens_of(iter([*short, *long]))
 
 
-def test_texts() -> list[Tokens]:
+def test_texts(bits: int) -> list[Tokens]:
     """Wordings and values that neither training nor calibration has."""
-    counts = {name: LONG if "recall" in name else SHORT for name in EVALUATIONS}
+    short, long = AT_8_BITS if bits == 8 else SAMPLES
+    counts = {name: long if "recall" in name else short for name in EVALUATIONS}
     return [t for name, count in counts.items() for t in tokens_of(iter(evaluation_set(name, count)), name)]
 
 
@@ -81,12 +83,13 @@ def bits_on_disk(folder: Path, weights: int) -> float:
 class Results:
     """Measured rows by name, kept in a file after each one."""
 
-    def __init__(self, path: Path | None, test: list[Tokens]) -> None:
-        self.path, self.test = path, test
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
         self.rows: dict[str, dict] = json.loads(path.read_text()) if path and path.is_file() else {}
 
-    def measure(self, bits: float, contestants: Mapping[str, Callable[[], Path | RoundedModel]]) -> None:
+    def measure(self, bits: int, contestants: Mapping[str, Callable[[], Path | RoundedModel]]) -> None:
         """All that are not measured yet side by side, so that the source is computed once."""
+        a_weight = bits_per_weight(CHECKPOINT, bits)
         ready: dict[str, Path | RoundedModel] = {}
         for name, make in contestants.items():
             if name in self.rows:
@@ -94,12 +97,12 @@ class Results:
             try:
                 ready[name] = make()
             except Exception as error:  # a peer's failure is a result; it is printed verbatim
-                self._keep(name, {"error": f"{type(error).__name__}: {error}", "bits": bits})
+                self._keep(name, {"error": f"{type(error).__name__}: {error}", "bits": a_weight})
         if not ready:
             return
-        found = eval_kl(CHECKPOINT, ready, self.test)
+        found = eval_kl(CHECKPOINT, ready, test_texts(bits))
         for name, comparison in found.comparisons.items():
-            self._keep(name, asdict(comparison.overall) | {"floor": found.noise_floor.mean, "bits": bits})
+            self._keep(name, asdict(comparison.overall) | {"floor": found.noise_floor.mean, "bits": a_weight})
 
     def _keep(self, name: str, row: dict) -> None:
         self.rows[name] = row
@@ -141,14 +144,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file with the results so far")
     arguments = parser.parse_args()
     mx.set_default_device(mx.cpu)
-    test = test_texts()
     used = {t.ids for seed in range(arguments.seeds) for t in calibration_texts(seed)}
-    if any(t.ids in used for t in test):
+    tests = {bits: test_texts(bits) for bits in arguments.bits}
+    if any(t.ids in used for test in tests.values() for t in test):
         raise SystemExit("a test text is among the calibration texts")
-    print(f"{sum(len(t.ids) for t in test)} test tokens, {CALIBRATION_TOKENS} calibration tokens", flush=True)
-    results = Results(arguments.out, test)
+    counts = ", ".join(f"{sum(len(t.ids) for t in test):,} at {bits} bits" for bits, test in tests.items())
+    print(f"test tokens: {counts}; {CALIBRATION_TOKENS:,} calibration tokens", flush=True)
+    results = Results(arguments.out)
     for bits in arguments.bits:
-        ours = bits_per_weight(CHECKPOINT, bits)
         contestants: dict[str, Callable[[], Path | RoundedModel]] = {
             f"mlx_lm.convert, {bits} bits": partial(peer, quantization_peers.converted, bits),
             f"fast, {bits} bits": partial(rounded, bits, "fast"),
@@ -156,11 +159,11 @@ def main() -> None:
         for quality in CALIBRATED:
             for seed in range(arguments.seeds):
                 contestants[f"{quality}, {bits} bits, seed {seed}"] = partial(rounded, bits, quality, seed)
-        results.measure(ours, contestants)
+        results.measure(bits, contestants)
     if arguments.peers:
         texts = calibration_texts(0)
         peers = {f"{name}, 4 bits": partial(peer, make, 4, texts) for name, make in quantization_peers.PEERS.items()}
-        results.measure(bits_per_weight(CHECKPOINT, 4), peers)
+        results.measure(4, peers)
     print(results.table())
 
 

@@ -59,6 +59,10 @@ def show_plan(source: str, options: Options) -> None:
 def _summarise(report: ConversionReport) -> None:
     fate = ", ".join(f"{count} {what}" for what, count in report.fate.items() if count)
     _tell(f"Source tensors: {fate}.")
+    if seen := report.calibration:
+        experts = sum(map(len, seen["tokens_per_expert"].values()))
+        rare = f"; {seen['experts_uncovered']} of {experts} experts saw too few" if experts else ""
+        _tell(f"Calibrated on {seen['tokens']:,} tokens{rare}. Counts by expert are in quant_plan.json.")
     odd = outliers(list(report.errors))
     for error in odd[:SHOWN_OUTLIERS]:
         _tell(f"{error.name} lost more than others of its format: {error.relative:.1%} ({error.packing}).")

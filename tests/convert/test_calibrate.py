@@ -12,6 +12,7 @@ from mlx_qwen35.convert import calibrate as module
 from mlx_qwen35.convert.calibrate import Plan, calibrate
 from mlx_qwen35.convert.layerwise import EMBEDDING, LayerwiseModel, mixer
 from mlx_qwen35.convert.rounded_model import uniform
+from mlx_qwen35.convert.rounding import quality_of
 from mlx_qwen35.convert.statistics import COVERED, CalibrationStore, Moments, input_of
 from mlx_qwen35.convert.texts import Tokens
 from mlx_qwen35.models.weights import survey
@@ -142,7 +143,7 @@ def test_neighbours_correlations_are_those_of_the_whole_hessian(sources: dict[st
     """What `good` keeps beside what `best` keeps, of inputs that nothing has rounded yet."""
     folder, given = sources[MOE], texts(MOE)
     stores = {q: calibrate(folder, Plan({}, q), given, tmp_path / q) for q in ("good", "best")}
-    for name in ("linear_attn.in_proj_qkv", "mlp.switch_mlp.gate_proj"):
+    for name in ("linear_attn.in_proj_qkv", "linear_attn.out_proj"):
         parameter = f"language_model.model.layers.0.{name}.weight"
         blocks, whole = (
             np.array(a)
@@ -156,6 +157,17 @@ def test_neighbours_correlations_are_those_of_the_whole_hessian(sources: dict[st
             expected = np.where(np.eye(size, dtype=bool), part, part * more)
             scale = np.sqrt(np.outer(np.diag(part), np.diag(part)))
             assert np.abs((block - expected) / scale).max() < 2e-3  # correlations in half precision
+
+
+def test_a_routers_inputs_are_kept_whole_for_good_as_well(sources: dict[str, Path], tmp_path: Path) -> None:
+    store = calibrate(sources[MOE], Plan({}, "good"), texts(MOE), tmp_path / "store")
+    layer = "language_model.model.layers.0"
+    assert store.statistics(f"{layer}.mlp.gate.weight").hessian is not None
+    assert store.statistics(f"{layer}.linear_attn.in_proj_qkv.weight").hessian is None
+    assert store.statistics(f"{layer}.mlp.switch_mlp.down_proj.weight", 0).hessian is None
+    assert quality_of("good", f"{layer}.mlp.gate.weight") == "best"
+    assert quality_of("good", f"{layer}.mlp.gate_proj.weight") == quality_of("good", "mtp.fc.weight") == "good"
+    assert quality_of("fast", f"{layer}.mlp.gate.weight") == "fast"
 
 
 def test_what_few_tokens_say_of_correlations_is_shrunk(tmp_path: Path) -> None:

@@ -147,8 +147,11 @@ class TestFP8:
         (folder / "tokenizer.json").write_bytes((plain / "tokenizer.json").read_bytes())
         (tmp_path / "texts.txt").write_text("The river is long.\n\nThe sea is wide.")
         options = Options(quality="good", calibration=str(tmp_path / "texts.txt"), **QUICK)
-        out = convert(folder, tmp_path / "out", options).out
-        assert json.loads((out / "quant_plan.json").read_text())["calibration"]["tokens"] > 10
+        report = convert(folder, tmp_path / "out", options)
+        out, seen = report.out, report.calibration
+        assert seen is not None
+        assert seen["tokens"] > 10
+        assert json.loads((out / "quant_plan.json").read_text())["calibration"] == seen
         assert_both_load_it(out, "moe_separate", mtp=True)
 
     def test_its_mtp_layer_is_compared_with_the_converted_one(self, tmp_path: Path) -> None:
