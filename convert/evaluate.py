@@ -7,6 +7,7 @@ against itself with every text cut into two windows: what is below it, this mach
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ Contestant = LayerwiseModel | RoundedModel
 Progress = Callable[[int, int], None]  # layers done, in all
 POSITIONS = (16, 64, 256, 1024, 4096)  # where the classes of positions end
 LOGITS = 64 << 20  # logits at once: a quarter of a gigabyte in float32
+FLOOR_TOKENS = 4096  # about; two windows a text take longer than a batch, and a floor needs no more
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def eval_kl(
         _check_alike(reference, other, name)
     given = list(batches(texts))
     streams = [_Stream(reference, given), *(_Stream(other, given) for other in others.values())]
-    floor = _Stream(reference, given, halved=True, embedded=streams[0])
+    sampled = max(1, sum(batch.real.size for batch in given) // FLOOR_TOKENS)
+    floor = streams[0].every(sampled, halved=True)
     paths = reference.layer_paths
     for i in range(len(paths)):
         layer = streams[0].advance(i)
@@ -103,35 +106,35 @@ def eval_kl(
         if progress:
             progress(i + 1, len(paths))
     known = _known(reference)
-    head = streams[0].prepare_head()
-    floor.norm, floor.head = streams[0].norm, head
+    streams[0].prepare_head()
+    floor.norm, floor.head = streams[0].norm, streams[0].head
     comparisons = {}
     for name, stream in zip(others, streams[1:]):
         stream.prepare_head()
         comparisons[name] = _compared(streams[0], stream, known)
         stream.model.release(stream.head)
-    return Evaluation(comparisons, _compared(streams[0], floor, known).overall)
+    return Evaluation(comparisons, _compared(streams[0].every(sampled), floor, known).overall)
 
 
 class _Stream:
     """One network's hidden states of every batch, [B, T, C], moving up layer by layer."""
 
-    def __init__(
-        self, model: Contestant, given: Sequence[Batch], halved: bool = False, embedded: _Stream | None = None
-    ) -> None:
-        self.model, self.batches, self.halved = model, given, halved
+    def __init__(self, model: Contestant, given: Sequence[Batch]) -> None:
+        self.model, self.batches, self.halved = model, given, False
         self.layer_errors: list[float] = []
-        self.embedding: nn.Module | None = None
-        self.norm: Any
-        self.head: Any
-        if embedded:
-            self.states = list(embedded.states)
-            return
-        self.embedding = model.load(EMBEDDING)
+        self.norm: Any = None
+        self.head: Any = None
+        self.embedding: nn.Module = model.load(EMBEDDING)
         self.states = [self.embedding(mx.array(batch.ids)) for batch in given]
         mx.eval(self.states)
         if not model.config.tie_embeddings:
             model.release(self.embedding)
+
+    def every(self, n: int, halved: bool = False) -> _Stream:
+        """A stream of its own of every n-th batch, as far as this one is. halved: texts go on in two windows"""
+        part = copy.copy(self)
+        part.batches, part.states, part.halved = self.batches[::n], self.states[::n], halved
+        return part
 
     def advance(self, i: int, loaded: DecoderLayer | None = None) -> DecoderLayer:
         """Through layer `i`, which is given or loaded; the caller releases it."""
@@ -162,11 +165,10 @@ class _Stream:
             size += float(np.array((b**2).sum()))
         self.layer_errors.append(difference / size)
 
-    def prepare_head(self) -> Any:
+    def prepare_head(self) -> None:
         self.norm = self.model.load(NORM)
         tied = self.model.config.tie_embeddings
-        self.head = self.embedding if tied and self.embedding is not None else self.model.load(self.model.head_path)
-        return self.head
+        self.head = self.embedding if tied else self.model.load(self.model.head_path)
 
     def log_probabilities(self, rows: mx.array, known: int) -> mx.array:
         """rows: [N, C], before the final norm -> [N, known], float32"""

@@ -1,6 +1,7 @@
 """What each rounding quality is worth on the demo checkpoint, beside mlx-lm's own conversion, GPTQ and DWQ.
 
     python -m examples.benchmarks.quantization_quality [--bits 3 4 6 8] [--seeds 3] [--peers] [--out results.json]
+        [--qualities fast good] [--samples 100]
 
 Calibration texts come from the generator's training worlds, test texts from its held-out worlds; the script refuses
 to run when a test text is among the calibration texts. Every method has the same matrices at the same bits, so equal
@@ -30,13 +31,14 @@ from examples.demo_model.samples import CHECKPOINT, Sample
 from mlx_qwen35.convert.calibrate import Plan, calibrate
 from mlx_qwen35.convert.evaluate import eval_kl
 from mlx_qwen35.convert.rounded_model import RoundedModel, uniform
-from mlx_qwen35.convert.rounding import CALIBRATED
+from mlx_qwen35.convert.rounding import CALIBRATED, QUALITIES
 from mlx_qwen35.convert.texts import Tokens
 from mlx_qwen35.hub.headers import read_checkpoint
 from mlx_qwen35.models.weights import survey
 
 CALIBRATION_TOKENS = 16_384
 SAMPLES = 20, 2  # of each skill to measure on; of those of hundreds of tokens fewer are enough
+NAMES = {"stock": "mlx_lm.convert", "fast": "fast"}
 AT_8_BITS = 40, 4  # where a handful of tokens carries the mean
 
 
@@ -52,9 +54,11 @@ def calibration_texts(seed: int) -> list[Tokens]:
     return tokens_of(iter([*short, *long]))
 
 
-def test_texts(bits: int) -> list[Tokens]:
+def test_texts(bits: int, samples: int | None) -> list[Tokens]:
     """Wordings and values that neither training nor calibration has."""
     short, long = AT_8_BITS if bits == 8 else SAMPLES
+    if samples:
+        short, long = samples, max(1, samples // 16)
     counts = {name: long if "recall" in name else short for name in EVALUATIONS}
     return [t for name, count in counts.items() for t in tokens_of(iter(evaluation_set(name, count)), name)]
 
@@ -83,8 +87,8 @@ def bits_on_disk(folder: Path, weights: int) -> float:
 class Results:
     """Measured rows by name, kept in a file after each one."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, samples: int | None) -> None:
+        self.path, self.samples = path, samples
         self.rows: dict[str, dict] = json.loads(path.read_text()) if path and path.is_file() else {}
 
     def measure(self, bits: int, contestants: Mapping[str, Callable[[], Path | RoundedModel]]) -> None:
@@ -100,7 +104,7 @@ class Results:
                 self._keep(name, {"error": f"{type(error).__name__}: {error}", "bits": a_weight})
         if not ready:
             return
-        found = eval_kl(CHECKPOINT, ready, test_texts(bits))
+        found = eval_kl(CHECKPOINT, ready, test_texts(bits, self.samples))
         for name, comparison in found.comparisons.items():
             self._keep(name, asdict(comparison.overall) | {"floor": found.noise_floor.mean, "bits": a_weight})
 
@@ -140,23 +144,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 6, 8])
     parser.add_argument("--seeds", type=int, default=3, help="orders and draws of calibration text")
+    parser.add_argument("--qualities", nargs="+", default=list(QUALITIES), choices=QUALITIES, help="these only")
+    parser.add_argument("--samples", type=int, help="test samples per skill, instead of 20 (40 at 8 bits)")
     parser.add_argument("--peers", action="store_true", help="mlx-lm's gptq and dwq as well")
     parser.add_argument("--out", type=Path, help="JSON file with the results so far")
     arguments = parser.parse_args()
     mx.set_default_device(mx.cpu)
     used = {t.ids for seed in range(arguments.seeds) for t in calibration_texts(seed)}
-    tests = {bits: test_texts(bits) for bits in arguments.bits}
+    tests = {bits: test_texts(bits, arguments.samples) for bits in arguments.bits}
     if any(t.ids in used for test in tests.values() for t in test):
         raise SystemExit("a test text is among the calibration texts")
     counts = ", ".join(f"{sum(len(t.ids) for t in test):,} at {bits} bits" for bits, test in tests.items())
     print(f"test tokens: {counts}; {CALIBRATION_TOKENS:,} calibration tokens", flush=True)
-    results = Results(arguments.out)
+    results = Results(arguments.out, arguments.samples)
     for bits in arguments.bits:
         contestants: dict[str, Callable[[], Path | RoundedModel]] = {
-            f"mlx_lm.convert, {bits} bits": partial(peer, quantization_peers.converted, bits),
-            f"fast, {bits} bits": partial(rounded, bits, "fast"),
+            "stock": partial(peer, quantization_peers.converted, bits),
+            "fast": partial(rounded, bits, "fast"),
         }
-        for quality in CALIBRATED:
+        contestants = {f"{NAMES[q]}, {bits} bits": contestants[q] for q in arguments.qualities if q in contestants}
+        for quality in [q for q in arguments.qualities if q in CALIBRATED]:
             for seed in range(arguments.seeds):
                 contestants[f"{quality}, {bits} bits, seed {seed}"] = partial(rounded, bits, quality, seed)
         results.measure(bits, contestants)
