@@ -52,7 +52,9 @@ class KVCache:
 
     def _grow(self, keys: mx.array, values: mx.array, end: int) -> None:
         B, H, _, D = keys.shape
-        extra = -(-end // GROWTH) * GROWTH - self.length
+        # More than the window takes: one that filled the buffer whole would become it, and MLX would keep alive all of
+        # what the window is a view of.
+        extra = (end // GROWTH + 1) * GROWTH - self.length
 
         def grown(old: mx.array | None, new: mx.array) -> mx.array:
             room = mx.zeros((B, H, extra, D), new.dtype)
