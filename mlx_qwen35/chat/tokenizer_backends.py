@@ -67,7 +67,7 @@ def _byte_of_char() -> dict[str, int]:
 
 BYTE_OF_CHAR = _byte_of_char()
 # Bytes as the characters of Latin-1; what stands for none becomes a character that Latin-1 has not.
-_AS_LATIN_1 = {code: 0xFFFF for code in range(256)} | {ord(char): byte for char, byte in BYTE_OF_CHAR.items()}
+_AS_LATIN_1 = dict.fromkeys(range(256), 65535) | {ord(char): byte for char, byte in BYTE_OF_CHAR.items()}
 
 
 class TokenizerJson:

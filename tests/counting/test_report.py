@@ -33,6 +33,12 @@ def test_an_attention_layer_moves_nothing_for_its_own_sake() -> None:
     assert not {"copy", "AsType", "Contiguous", "RMSNorm", "RoPE", "Sigmoid"} & set(names)
 
 
+@pytest.mark.parametrize(("size", "most"), [("27b", 0.35), ("35b-a3b", 0.24), ("122b-a10b", 0.24)])
+def test_a_decoded_token_takes_a_fraction_of_stocks_launches(size: str, most: float) -> None:
+    """What the kernels are for. A copy or a cast that comes into a layer shows here."""
+    assert cost("ours", size, "uniform").launches <= most * cost("stock", size, "uniform").launches
+
+
 @pytest.mark.parametrize("engine", ["stock", "ours"])
 @pytest.mark.parametrize(("size", "gigabytes"), [("27b", 14.78), ("35b-a3b", 1.80), ("122b-a10b", 5.39)])
 def test_minimum_as_the_roofline_has_it(engine: str, size: str, gigabytes: float) -> None:

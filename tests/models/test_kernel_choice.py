@@ -10,10 +10,11 @@ import pytest
 
 import mlx_qwen35
 from mlx_qwen35.errors import ConfigError
-from mlx_qwen35.metal_kernels import operations
+from mlx_qwen35.metal_kernels import operations, rms_norm
+from mlx_qwen35.metal_kernels import selection as selecting
 from mlx_qwen35.metal_kernels.operations import OPERATIONS, override, using
 from mlx_qwen35.metal_kernels.override import VARIABLE
-from mlx_qwen35.metal_kernels.selection import Selection
+from mlx_qwen35.metal_kernels.selection import Candidate, Operation, Selection
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
 from mlx_qwen35.models.windows import Window, commit
@@ -52,6 +53,23 @@ def test_reference_and_auto_give_the_same_tokens(demo: Model) -> None:
 def test_kernels_inside_the_network_give_the_tokens_of_the_reference(demo: Model, metal: object) -> None:
     kernels = ",".join(f"{o.name}={o.candidates[-1].name}" for o in OPERATIONS)
     assert tokens(demo, kernels) == tokens(demo, "reference")
+
+
+@pytest.mark.metal
+def test_a_wrong_kernel_is_named_and_generation_goes_on(
+    demo: Model, metal: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(x: mx.array, residual: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
+        return rms_norm.add_rms_norm(x, 2 * residual, weight, eps)
+
+    right = operations.ADD_RMS_NORM
+    planted = Operation(right.name, (*right.candidates[:2], Candidate("metal", wrong, True)))
+    monkeypatch.setattr(operations, "ADD_RMS_NORM", planted)
+    monkeypatch.setattr(selecting, "CALLS", 1)
+    monkeypatch.setattr(selecting, "ROUNDS", 1)
+    others = ",".join(f"{o.name}=reference" for o in OPERATIONS if o is not right)
+    assert tokens(demo, others) == tokens(demo, "reference")
+    assert [r for r in caplog.messages if "add_rms_norm=metal is not used on this machine" in r]
 
 
 def test_what_the_environment_misspells_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
