@@ -29,5 +29,13 @@ class RequestError(UserError):
     """A request cannot be rendered or run: bad messages, bad options, too long for the context."""
 
 
+class TooLongError(RequestError):
+    """A text has no room in the model's context, or in the memory for caches."""
+
+
+class BusyError(RequestError):
+    """Not now: too many requests are waiting, or the model was closed."""
+
+
 class SessionError(UserError):
     """A session cannot be used as it was asked to: closed, busy, or a file that cannot be written or read."""

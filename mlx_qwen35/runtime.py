@@ -146,6 +146,11 @@ class Runtime:
                 self._engine.close()
                 self._thread.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        return not self._thread.closing
+
     def stats(self) -> Stats:
         """Speeds, reuse, memory."""
         return self._engine.stats()

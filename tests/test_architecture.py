@@ -25,7 +25,7 @@ LAYERS = [
     "qwen",
     "convert",
     "counting",
-    "terminal app",
+    "terminal app server",
     "cli",
 ]
 WITHOUT_MLX = ("hub", "chat", "errors", "options", "blas")

@@ -16,7 +16,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from mlx_qwen35.caches.prefix_store import PrefixStore
-from mlx_qwen35.errors import CheckpointError, RequestError
+from mlx_qwen35.errors import BusyError, CheckpointError, RequestError, TooLongError
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.pacing import Pacer
@@ -77,15 +77,15 @@ class Engine:
         line = Line()
         with self._lock:
             if len(self._arrivals) + len(self._places.waiting) >= self._limits.max_waiting:
-                raise RequestError(
+                raise BusyError(
                     f"{self._limits.max_waiting} requests are waiting already, which is the limit. Try again later."
                 )
             if self._closed:
-                raise RequestError("The model was closed.")
+                raise BusyError("The model was closed.")
             self._arrivals.append(Row(request, line))
             start, self._running = not self._running, True
         if start and not self._thread.post(self._turn):
-            raise RequestError("The model was closed.")
+            raise BusyError("The model was closed.")
         return line
 
     def _check(self, request: Request) -> None:
@@ -97,7 +97,7 @@ class Engine:
             )
         context = self._model.config.max_context
         if len(request.ids) >= context:
-            raise RequestError(
+            raise TooLongError(
                 f"The prompt has {len(request.ids)} tokens; this model's context holds {context}, the answer included."
             )
         if request.max_tokens < 1:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mlx_qwen35.errors import RequestError
+from mlx_qwen35.errors import BusyError
 
 T = TypeVar("T")
 FAREWELL_SECONDS = 60  # for the step that runs when the program ends
@@ -54,7 +54,7 @@ class MLXThread:
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the thread and return what it returns, or raise what it raises.
 
-        Raises RequestError when the thread was closed.
+        Raises BusyError when the thread was closed.
         """
         if threading.get_ident() == self._ident:
             return function()
@@ -67,7 +67,7 @@ class MLXThread:
                 results.put((None, error))
 
         if not self.post(job):
-            raise RequestError("The model was closed.")
+            raise BusyError("The model was closed.")
         result, error = results.get()
         if error is not None:
             raise error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from mlx_qwen35.caches.prefix_store import PrefixStore
-from mlx_qwen35.errors import RequestError
+from mlx_qwen35.errors import TooLongError
 from mlx_qwen35.generation.cache_format import CacheFormat
 from mlx_qwen35.generation.request import Reuse
 from mlx_qwen35.generation.row import Row
@@ -147,8 +147,8 @@ class Places:
         self._counters.set_aside()
         self.waiting.insert(at, row)
 
-    def _too_long(self, row: Row, needed: int) -> RequestError:
-        return RequestError(
+    def _too_long(self, row: Row, needed: int) -> TooLongError:
+        return TooLongError(
             f"A text of {len(row.ids):,} tokens needs {needed / GIB:.1f} GiB of cache; the budget is "
             f"{self._limits.cache_bytes / GIB:.1f} GiB. Shorten it, quantize the KV cache, or take a smaller model."
         )

@@ -1,0 +1,309 @@
+"""One HTTP request and its response: the body in, answers of the model out, as one JSON body or as events.
+
+Whoever leaves cancels what was computed for them within one step. Knows no protocol: endpoints translate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from mlx_qwen35.chat.events import Event, Finished, PrefillProgress
+from mlx_qwen35.chat.reply import Gathering
+from mlx_qwen35.runtime import ChatRequest, TextRequest
+from mlx_qwen35.server.body import parse_object
+from mlx_qwen35.server.gate import Gate
+from mlx_qwen35.server.protocol import Asked, Call, Endpoint, Error, Frame, Generation, Json, Lookup, Refused, Served
+from mlx_qwen35.server.refusals import refusal
+from mlx_qwen35.server.settings import Settings
+
+WAITING_EVENTS = 64  # between the model and a reader who is slower
+DRAIN_SECONDS = 1.0  # for a client that sends more than it may, so that it reads why
+
+log = logging.getLogger(__name__)
+Item = tuple[int, Event] | Exception
+
+
+class Gone(Exception):
+    """The client has left: there is nobody to answer."""
+
+
+class Exchange:
+    """`await Exchange(...).run()` answers one request, whatever happens. `status` and `finished` tell how it ended."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        served: Served,
+        gate: Gate,
+        limits: Settings,
+    ) -> None:
+        self._endpoint, self._scope, self._receive, self._raw_send = endpoint, scope, receive, send
+        self._served, self._gate, self._limits = served, gate, limits
+        self.status = 0
+        self.finished: list[Finished] = []
+        self._streaming = False
+        self._progress: PrefillProgress | None = None
+
+    async def run(self) -> None:
+        """Raises nothing but cancellation."""
+        try:
+            call = await self._call()
+            if isinstance(self._endpoint, Lookup):
+                body = await asyncio.to_thread(self._endpoint.answer, call)
+                await self._send_json(200, body)
+            else:
+                await self._generate(self._endpoint, call)
+        except Gone:
+            self.status = self.status or 499
+        except Exception as error:
+            await self._refuse(refusal(error))
+
+    async def _refuse(self, refused: Refused) -> None:
+        try:
+            if not self._streaming and not self.status:
+                await send_refusal(self._send, refused, self._endpoint.error)
+                self.status = refused.status
+        except Gone:
+            pass
+
+    # The request
+
+    async def _call(self) -> Call:
+        headers = Headers(scope=self._scope)
+        body = await self._body(headers) if self._endpoint.body is not None else {}
+        return Call(body, self._scope.get("path_params", {}), dict(headers.items()))
+
+    async def _body(self, headers: Headers) -> dict[str, Any]:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refused(415, f"The content type is {kind[:80] or 'missing'!r}; application/json is needed.")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(415, "The body is compressed; send it as it is.")
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                raw = await self._read()
+        except TimeoutError:
+            raise Refused(408, f"The body was not complete after {self._limits.body_seconds:g} seconds.") from None
+        return await asyncio.to_thread(parse_object, raw)
+
+    async def _read(self) -> bytes:
+        raw, more = bytearray(), True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            raw += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(raw) > self._limits.body_bytes:
+                raw.clear()
+                if more:
+                    await self._drain()
+                raise Refused(413, f"The body has more than {self._limits.body_bytes} bytes, which is the limit.")
+        return bytes(raw)
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while (message := await self._receive())["type"] == "http.request" and message.get("more_body"):
+                    pass
+        except TimeoutError:
+            pass
+
+    # The answer
+
+    async def _generate(self, endpoint: Generation, call: Call) -> None:
+        asked = await asyncio.to_thread(endpoint.read, call)
+        with self._gate.places(len(asked.requests)):
+            answer = asyncio.create_task(self._stream(asked) if asked.stream else self._whole(asked))
+            watch = asyncio.create_task(self._until_gone())
+            ended = asyncio.create_task(self._gate.ended.wait())
+            try:
+                done, _ = await asyncio.wait(
+                    {answer, watch, ended}, timeout=self._limits.answer_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                for task in (answer, watch, ended):
+                    task.cancel()
+                await asyncio.gather(answer, watch, ended, return_exceptions=True)
+            await self._conclude(asked, answer, done, watch, ended)
+
+    async def _conclude(self, asked: Asked, answer: asyncio.Task[None], done: set[Any], watch: Any, ended: Any) -> None:
+        """How the answer's task ended is told to the client, if it is still there."""
+        if not answer.cancelled():
+            error = answer.exception()
+            if error is None:
+                return
+        elif watch in done:
+            raise Gone
+        elif ended in done:
+            error = Refused(503, "The server is shutting down.", code="shutting_down", retry_after=10)
+        else:
+            error = Refused(504, f"The answer was not complete after {self._limits.answer_seconds:g} seconds.")
+        if not self._streaming or isinstance(error, Gone):
+            raise error
+        await self._send_frames(asked.author.failed(refusal(error)))
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _whole(self, asked: Asked) -> None:
+        gatherings = [Gathering() for _ in asked.requests]
+        async with self._events(asked) as items:
+            async for batch in items:
+                for choice, event in batch:
+                    gatherings[choice].take(event)
+        body = asked.author.whole([gathering.reply() for gathering in gatherings])
+        await self._send_json(200, body)
+
+    async def _stream(self, asked: Asked) -> None:
+        async with self._events(asked) as items:
+            async for batch in items:
+                frames: list[Frame] = []
+                if not self._streaming:
+                    await self._start_stream()
+                    frames += asked.author.begin()
+                for choice, event in batch:
+                    frames += asked.author.event(choice, event)
+                if frames:
+                    await self._send_frames(frames)
+                elif self._progress is not None:
+                    await self._send_body(f": prefill {self._progress.done}/{self._progress.total} tokens\n\n".encode())
+                else:
+                    await self._send_body(b": waiting\n\n")
+        await self._send_frames(asked.author.end())
+        await self._send({"type": "http.response.body", "body": b""})
+
+    @asynccontextmanager
+    async def _events(self, asked: Asked) -> AsyncIterator[AsyncIterator[list[tuple[int, Event]]]]:
+        """All events of all choices, in batches; an empty batch where nothing came for a while."""
+        queue: asyncio.Queue[Item] = asyncio.Queue(WAITING_EVENTS)
+        read = asyncio.Event()  # the first choice's prompt, which the others have in common with it
+        async with AsyncExitStack() as stack:
+            for choice, request in enumerate(asked.requests):
+                pump = asyncio.create_task(self._pump(choice, request, queue, read))
+                stack.push_async_callback(_ended, pump)
+            yield self._batches(queue, len(asked.requests))
+
+    async def _batches(self, queue: asyncio.Queue[Item], running: int) -> AsyncIterator[list[tuple[int, Event]]]:
+        patience = self._limits.head_start_seconds
+        while running:
+            items: list[Item] = []
+            try:
+                async with asyncio.timeout(patience):
+                    items.append(await queue.get())
+            except TimeoutError:
+                pass
+            while not queue.empty():
+                items.append(queue.get_nowait())
+            patience = self._limits.quiet_seconds
+            batch: list[tuple[int, Event]] = []
+            for item in items:
+                if isinstance(item, Exception):
+                    raise item
+                choice, event = item
+                running -= isinstance(event, Finished)
+                self._note(event)
+                batch.append((choice, event))
+            yield batch
+
+    def _note(self, event: Event) -> None:
+        self._progress = event if isinstance(event, PrefillProgress) else None
+        if isinstance(event, Finished):
+            if event.reason == "cancelled":
+                raise Refused(503, "The model was closed.", code="shutting_down")
+            self.finished.append(event)
+
+    async def _pump(
+        self, choice: int, request: ChatRequest | TextRequest, queue: asyncio.Queue[Item], read: asyncio.Event
+    ) -> None:
+        """One choice's events into the queue. A full queue stops the reading, and that in turn the model."""
+        runtime = self._served.runtime
+        try:
+            if choice:
+                await read.wait()
+            prepare: Any = runtime.prepare if isinstance(request, ChatRequest) else runtime.prepare_text
+            running = runtime.submit(await asyncio.to_thread(prepare, request))
+            async with aclosing(running.aevents()) as events:
+                async for event in events:
+                    if not isinstance(event, PrefillProgress):
+                        read.set()
+                    await queue.put((choice, event))
+        except Exception as error:
+            await queue.put(error)
+
+    # The response
+
+    async def _send(self, message: Message) -> None:
+        """Raises Gone where the reader takes nothing for too long."""
+        try:
+            async with asyncio.timeout(self._limits.stall_seconds):
+                await self._raw_send(message)
+        except (TimeoutError, OSError):
+            transport = self._scope.get("state", {}).get("transport")
+            if transport is not None:
+                transport.abort()
+            raise Gone from None
+
+    async def _send_json(self, status: int, body: Json) -> None:
+        await send_json(self._send, status, body)
+        self.status = status
+
+    async def _start_stream(self) -> None:
+        self._streaming, self.status = True, 200
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _send_body(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _send_frames(self, frames: Iterable[Frame]) -> None:
+        if text := "".join(map(as_text, frames)):
+            await self._send_body(text.encode())
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def as_text(frame: Frame) -> str:
+    """A frame as it goes over the wire."""
+    data = frame.data if isinstance(frame.data, str) else dumps(frame.data)
+    return (f"event: {frame.event}\n" if frame.event else "") + f"data: {data}\n\n"
+
+
+def dumps(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+async def send_json(send: Send, status: int, body: Json, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """A whole response. Text that UTF-8 cannot carry becomes U+FFFD."""
+    raw = dumps(body).encode("utf-8", "replace")
+    start = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": raw})
+
+
+async def send_refusal(send: Send, refused: Refused, error: Error, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """A refusal in the shape of its protocol."""
+    extra = list(headers)
+    if refused.retry_after is not None:
+        extra.append((b"retry-after", str(refused.retry_after).encode()))
+    if refused.status in (408, 413):  # what is left of the body is not read
+        extra.append((b"connection", b"close"))
+    if refused.status == 401:
+        extra.append((b"www-authenticate", b"Bearer"))
+    await send_json(send, refused.status, error(refused), extra)

@@ -1,0 +1,80 @@
+"""Who may ask: against DNS rebinding, cross-site requests of browsers, and strangers on the network."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+
+from mlx_qwen35.server.protocol import Refused
+from mlx_qwen35.server.settings import Settings
+
+
+def check_caller(headers: Headers, settings: Settings, public: bool = False) -> None:
+    """Raises Refused: 403 for a foreign Host or Origin, 401 for a missing or wrong key. public: needs no key"""
+    host = headers.get("host", "")
+    if len(headers.getlist("host")) != 1 or not _is_ours(host, settings):
+        raise Refused(403, "This server answers under its own names only; --allow-host adds others.")
+    origin = headers.get("origin")
+    if origin is not None and not _may_come_from(origin, host, settings):
+        raise Refused(403, "This server takes no requests from other pages; --allow-origin names those it should.")
+    if settings.keys and not public and not _is_known(_key(headers), settings.keys):
+        raise Refused(401, "The API key is missing or wrong.", code="invalid_api_key")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address without a port, is this computer and nothing else."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_ours(host: str, settings: Settings) -> bool:
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return False
+    if is_loopback(name) or name in (known.lower() for known in settings.hosts):
+        return True
+    # A page that rebinds a name sends that name: an address, or the machine's own name, is no such page.
+    return not settings.loopback and (_is_address(name) or name in _own_names())
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _own_names() -> tuple[str, str]:
+    name = socket.gethostname().lower().removesuffix(".local")
+    return name, f"{name}.local"
+
+
+def _may_come_from(origin: str, host: str, settings: Settings) -> bool:
+    return origin.lower() == f"http://{host}".lower() or origin in settings.origins
+
+
+def _key(headers: Headers) -> str:
+    """As OpenAI's clients send it, or as Anthropic's do."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def _is_known(given: str, keys: tuple[str, ...]) -> bool:
+    """In a time that says nothing of how near a guess was, nor of a key's length."""
+    digest = _digest(given)
+    return sum(hmac.compare_digest(digest, _digest(key)) for key in keys) > 0
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
