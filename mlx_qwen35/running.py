@@ -91,7 +91,7 @@ class Running:
             self._reason = "cancelled"
         yield from self._answer.finish(self._text.finish())
         called = self._answer.called and self._reason == "stop"
-        yield Finished("tool_calls" if called else self._reason, self._usage())
+        yield Finished("tool_calls" if called else self._reason, self._usage(), self._answer.stop_string)
 
     def _usage(self) -> Usage:
         reuse, ended = self.line.reuse, self.line.ended

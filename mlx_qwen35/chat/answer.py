@@ -26,6 +26,11 @@ class Answer:
         """Whether a stop string has ended the answer."""
         return self._stops.stopped
 
+    @property
+    def stop_string(self) -> str | None:
+        """Which one."""
+        return self._stops.matched
+
     def count(self) -> None:
         """A token has come."""
         self._first = self._first or time.perf_counter()

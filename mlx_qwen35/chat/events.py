@@ -55,10 +55,12 @@ class Malformed:
     """A tool call that could not be read. All its text follows as `Content`; nothing is lost.
 
     `index` names the call when its `ToolCallStart` was already reported: no `ToolCallEnd` will follow, drop it.
+    length: characters of the `Content` to come that are the call's text, for who showed the call and cannot take it back
     """
 
     reason: str
     index: int | None = None
+    length: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of every answer."""
+    """The last event of every answer. stop_string: the one that ended it, where one did"""
 
     reason: FinishReason
     usage: Usage = field(default_factory=Usage)
+    stop_string: str | None = None
 
 
 ParsedEvent = Reasoning | Content | ToolCallStart | ToolCallArguments | ToolCallEnd | Malformed

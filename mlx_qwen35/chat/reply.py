@@ -7,7 +7,7 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_qwen35.chat.events import Content, Event, Finished, FinishReason, Reasoning, ToolCallEnd, Usage
+from mlx_qwen35.chat.events import Content, Event, Finished, FinishReason, PrefillProgress, Reasoning, ToolCallEnd, Usage
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Reply:
 
     tool_calls: OpenAI form, `{"id", "type", "function": {"name", "arguments"}}`, the arguments a mapping
     reason: "stop", "length" (cut at max_tokens), "tool_calls", "cancelled" (the model was closed)
+    events: what it was gathered from, progress left out, for who needs the order in which its parts came
     """
 
     content: str
@@ -23,6 +24,7 @@ class Reply:
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     reason: FinishReason = "stop"
+    events: tuple[Event, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -55,9 +57,12 @@ class Gathering:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[dict[str, Any]] = []
+        self._events: list[Event] = []
         self.finished: Finished | None = None
 
     def take(self, event: Event) -> None:
+        if not isinstance(event, PrefillProgress):
+            self._events.append(event)
         if isinstance(event, Content):
             self._content.append(event.text)
         elif isinstance(event, Reasoning):
@@ -72,7 +77,8 @@ class Gathering:
         """After the last event, `Finished`."""
         assert self.finished is not None
         usage, reason = self.finished.usage, self.finished.reason
-        return Reply("".join(self._content), "".join(self._reasoning), self._calls, usage, reason)
+        content, reasoning = "".join(self._content), "".join(self._reasoning)
+        return Reply(content, reasoning, self._calls, usage, reason, tuple(self._events))
 
 
 def gathered(answer: Generator[Event]) -> Reply:

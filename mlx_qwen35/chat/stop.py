@@ -12,17 +12,22 @@ class StopStrings:
         self._stops = [s for s in stops if s]
         self._longest = max((len(s) for s in self._stops), default=0)
         self._held = ""
-        self.stopped = False
+        self.matched: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found; `matched` is the one."""
+        return self.matched is not None
 
     def feed(self, text: str) -> str:
         """The part of the stream that is safe to show after `text` was added."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         window = self._held + text
-        first = min((i for i in map(window.find, self._stops) if i >= 0), default=-1)
-        if first >= 0:
-            self.stopped, self._held = True, ""
-            return window[:first]
+        found = min(((at, stop) for stop in self._stops if (at := window.find(stop)) >= 0), default=None)
+        if found is not None:
+            self.matched, self._held = found[1], ""
+            return window[: found[0]]
         keep = self._possible_start(window)
         self._held = window[len(window) - keep :]
         return window[: len(window) - keep]

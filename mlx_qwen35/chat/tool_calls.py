@@ -128,8 +128,9 @@ class ToolCallParser:
 
     def _malformed(self, reason: str) -> bool:
         """Give the call up: all its text is content, and so is what follows."""
-        self._events.append(Malformed(reason, self._call.index if self._call else None))
-        self._text("".join(self._raw))
+        raw = "".join(self._raw)
+        self._events.append(Malformed(reason, self._call.index if self._call else None, len(raw)))
+        self._text(raw)
         self._raw, self._call = [], None
         self._read = self._read_text
         return True

@@ -47,3 +47,10 @@ def test_what_cannot_become_a_stop_string_is_shown_at_once() -> None:
     assert stop.feed(" END more") == " "
     assert stop.stopped
     assert stop.feed("more") == ""
+
+
+@given(STOPS, st.lists(TEXT, max_size=8))
+def test_what_stopped_the_text_is_named(stops: list[str], pieces: list[str]) -> None:
+    stop = StopStrings(stops)
+    shown = "".join(stop.feed(piece) for piece in pieces)
+    assert stop.matched is None or (stop.matched in stops and "".join(pieces).startswith(shown + stop.matched))

@@ -77,6 +77,15 @@ def test_what_never_became_a_call_is_told_as_content(text: str) -> None:
     assert [event.index for event in events if isinstance(event, Malformed)] == [None]
 
 
+def test_a_malformed_call_says_how_much_of_the_content_was_its_own() -> None:
+    """Who showed the call and cannot take it back leaves so much of the content out."""
+    call = "<tool_call>\n<function=get_weather>\n<parameter=city>\nRome\n</parameter>\n"
+    events = parse(["Look. ", call, "oops ", "and on"])
+    malformed = next(e for e in events if isinstance(e, Malformed))
+    assert content(events)[: len("Look. ") + malformed.length] == "Look. " + call
+    assert content(events)[len("Look. ") + malformed.length :] == "oops and on"
+
+
 def test_after_a_malformed_call_the_next_one_is_read() -> None:
     events = parse([f"<tool_call>no\n<tool_call>{HEAD}Oslo\n</parameter>\n</function>\n</tool_call>\nBye"])
     assert calls(events) == [("get_weather", {"city": "Oslo"})]
