@@ -55,7 +55,7 @@ class Malformed:
     """A tool call that could not be read. All its text follows as `Content`; nothing is lost.
 
     `index` names the call when its `ToolCallStart` was already reported: no `ToolCallEnd` will follow, drop it.
-    length: characters of the `Content` to come that are the call's text, for who showed the call and cannot take it back
+    length: characters of the `Content` to come that are the call's text, for who cannot take back what was shown of it
     """
 
     reason: str

@@ -7,7 +7,16 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_qwen35.chat.events import Content, Event, Finished, FinishReason, PrefillProgress, Reasoning, ToolCallEnd, Usage
+from mlx_qwen35.chat.events import (
+    Content,
+    Event,
+    Finished,
+    FinishReason,
+    PrefillProgress,
+    Reasoning,
+    ToolCallEnd,
+    Usage,
+)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_what_never_became_a_call_is_told_as_content(text: str) -> None:
 
 def test_a_malformed_call_says_how_much_of_the_content_was_its_own() -> None:
     """Who showed the call and cannot take it back leaves so much of the content out."""
-    call = "<tool_call>\n<function=get_weather>\n<parameter=city>\nRome\n</parameter>\n"
+    call = "<tool_call>\n<function=get_weather>\n"
     events = parse(["Look. ", call, "oops ", "and on"])
     malformed = next(e for e in events if isinstance(e, Malformed))
     assert content(events)[: len("Look. ") + malformed.length] == "Look. " + call
