@@ -125,7 +125,8 @@ class Runtime:
     ) -> Runtime:
         """Load a checkpoint by folder, hub id or short name, downloading it if need be.
 
-        context: tokens that the memory plan counts   force: load even what does not fit
+        context: tokens that the memory plan counts; more than the native ones turn YaRN on (see models/context.py)
+        force: load even what does not fit
         caches: what is remembered between requests   warn: takes a line for people, from any thread
         Raises UserError: one line that says what is wrong and what to do.
         """
@@ -133,7 +134,7 @@ class Runtime:
         tokenizer = _read_tokenizer(folder)
         thread = MLXThread()
         try:
-            loaded = thread.call(lambda: load_model(folder, progress))
+            loaded = thread.call(lambda: load_model(folder, progress, context=context))
             return cls(folder, loaded, tokenizer, thread, name, cache_bytes(plan), caches, warn)
         except BaseException:
             thread.close()

@@ -27,6 +27,7 @@ from mlx_qwen35.generation.sampling import draw_together
 from mlx_qwen35.generation.stats import Counters, Stats
 from mlx_qwen35.hub.memory import prefill_window
 from mlx_qwen35.metal_kernels.operations import selection
+from mlx_qwen35.models.context import room
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.options import KV_BITS
 
@@ -97,9 +98,7 @@ class Engine:
             )
         context = self._model.config.max_context
         if len(request.ids) >= context:
-            raise TooLongError(
-                f"The prompt has {len(request.ids)} tokens; this model's context holds {context}, the answer included."
-            )
+            raise TooLongError(f"The prompt has {len(request.ids):,} tokens; {room(self._model.config)}.")
         if request.max_tokens < 1:
             raise RequestError(f"max_tokens is {request.max_tokens}; it should be at least 1.")
         if request.kv_bits not in KV_BITS:

@@ -51,7 +51,7 @@ def start_engine(
     def make_format(kv_bits: int) -> CacheFormat:
         make = functools.partial(make_caches, model, kv_bits)
         example = one_token(model, make)
-        name = _fingerprint(folder, kv_bits, example)
+        name = _fingerprint(folder, model, kv_bits, example)
         layouts = Layouts.of(example)
         root = store.root(name, lambda: _open_disk(name, layouts, options, warn))
         return CacheFormat(make, CacheSizes.of(example), root, layouts)
@@ -64,11 +64,12 @@ def make_caches(model: Model, kv_bits: int) -> SequenceCache:
     return model.make_cache(KVCache if kv_bits == PLAIN else functools.partial(QuantizedKVCache, kv_bits))
 
 
-def _fingerprint(folder: Path, kv_bits: int, example: SequenceCache) -> str:
+def _fingerprint(folder: Path, model: Model, kv_bits: int, example: SequenceCache) -> str:
     """Whatever changes the numbers in a cache changes the name under which they are kept."""
+    rope = model.config.rotary.factor  # the rest of it stands in the checkpoint's config
     dtypes = " ".join(str(a.dtype) for layer in example for a in layer.state)
     versions = f"{__version__} mlx {version('mlx')}"
-    return fingerprint(folder, kv_bits=kv_bits, dtypes=dtypes, layout=STATE_LAYOUT, versions=versions)
+    return fingerprint(folder, kv_bits=kv_bits, dtypes=dtypes, rope=rope, layout=STATE_LAYOUT, versions=versions)
 
 
 def _open_disk(name: str, layouts: Layouts, options: CacheOptions, warn: Callable[[str], None]) -> DiskTree | None:

@@ -12,6 +12,7 @@ from mlx_qwen35.errors import ConfigError, MemoryPlanError
 from mlx_qwen35.hub.family import FAMILY, FamilyEntry
 from mlx_qwen35.hub.headers import TensorEntry
 from mlx_qwen35.hub.machine import GIB, Machine, this_machine
+from mlx_qwen35.options import PLAIN
 
 VISION_PREFIXES = ("model.visual.", "visual.", "vision_tower.", "model.vision_tower.", "vision_model.")
 MTP_PREFIXES = ("mtp.", "model.mtp.", "language_model.mtp.")
@@ -253,7 +254,10 @@ def best_for(machine_bytes: int, context: int = DEFAULT_CONTEXT) -> tuple[Family
 
 
 def _suggest(sizes: TextSizes, weight_bytes: int, demand: _Demand, budget: int) -> str:
-    """What would fit: a smaller context, else the same model at fewer bits, else a smaller model."""
+    """What would fit: a quantized KV cache, a smaller context, the same model at fewer bits, or a smaller model."""
+    for bits in (8, 4):
+        if bits < min(demand.kv_bits, PLAIN) and replace(demand, kv_bits=bits).total(sizes, weight_bytes) <= budget:
+            return f"With --kv-bits {bits} it fits."
     context = demand.context
     while context > 2048:
         context = 1 << ((context - 1).bit_length() - 1)  # the next power of two below

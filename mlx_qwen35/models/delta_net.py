@@ -36,7 +36,7 @@ class GatedDeltaNet(nn.Module):
         self.Dk, self.Dv = config.key_dim, config.value_dim
         keys, values = self.Hk * self.Dk, self.Hv * self.Dv
         # Of queries, then of keys, once their mean of squares is one. In a tuple, which is no place for parameters.
-        self.scales = (mx.array([1 / self.Dk] * self.Hk + [self.Dk**-0.5] * self.Hk)[:, None],)
+        self.scales = (mx.array([[1 / self.Dk]] * self.Hk + [[self.Dk**-0.5]] * self.Hk),)
         self.conv1d = CausalConv(2 * keys + values, config.conv_width)
         self.in_proj_qkv = nn.Linear(C, 2 * keys + values, bias=False)
         self.in_proj_z = nn.Linear(C, values, bias=False)

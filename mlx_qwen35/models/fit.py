@@ -17,7 +17,8 @@ from mlx_qwen35.hub.memory import MemoryPlan, check, plan_memory, weights_as_loa
 from mlx_qwen35.hub.names import resolve
 from mlx_qwen35.hub.remote import remote_headers
 from mlx_qwen35.models import off_metal
-from mlx_qwen35.models.config import read_config
+from mlx_qwen35.models.config import parse_config, read_config
+from mlx_qwen35.models.context import with_context
 from mlx_qwen35.options import PLAIN
 
 
@@ -26,13 +27,14 @@ def fetch_if_it_fits(
 ) -> tuple[Path, MemoryPlan]:
     """The folder of a checkpoint given by folder, hub id or short name; downloaded if need be, and if it fits.
 
-    context: tokens the plan counts   kv_bits: of its KV cache
-    Raises MemoryPlanError with a table and a suggestion, unless `force`.
+    context: tokens the plan counts, and the network is set for (see models/context.py)   kv_bits: of its KV cache
+    Raises MemoryPlanError with a table and a suggestion, unless `force`; ConfigError for a context no setting reaches.
     """
     located = resolve(name)
     hub = Hub.from_environment(offline)
     if located.path is None and not hub.offline and cached_snapshot(located.hub_id, hub=hub) is None:
         remote = remote_headers(located.hub_id, hub=hub)
+        with_context(parse_config(remote.config), context)
         check(plan_checkpoint(remote.config, remote.tensors, context, name, kv_bits), force)
     folder = ensure_local(name, offline=offline)
     plan = plan_folder(folder, context, name, kv_bits)
@@ -42,7 +44,8 @@ def fetch_if_it_fits(
 
 def plan_folder(folder: Path, context: int, title: str, kv_bits: int = PLAIN) -> MemoryPlan:
     """The plan of a checkpoint on disk, from its headers."""
-    read_config(folder)  # what is no Qwen3.5 config is refused by its own line first
+    # What is no Qwen3.5 config, or too long a context, is refused by its own line first.
+    with_context(read_config(folder), context)
     config = read_json(folder / "config.json")
     return plan_checkpoint(config, read_checkpoint(folder).tensors, context, title, kv_bits)
 

@@ -21,6 +21,7 @@ from mlx_qwen35.hub.headers import CheckpointFiles, TensorEntry, read_checkpoint
 from mlx_qwen35.metal_kernels.operations import selection
 from mlx_qwen35.models import activations, norms, off_metal
 from mlx_qwen35.models.config import ModelConfig, Quantization, read_config
+from mlx_qwen35.models.context import with_context
 from mlx_qwen35.models.joined import join
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.tensor_names import Recipe, TensorPlan, is_zero_centred_norm, made_shape, plan_tensors
@@ -50,15 +51,18 @@ class Survey:
     notes: tuple[str, ...]
 
 
-def load_model(folder: Path, progress: Progress | None = None, adapt: bool = True, joined: bool = True) -> LoadedModel:
+def load_model(
+    folder: Path, progress: Progress | None = None, adapt: bool = True, joined: bool = True, context: int = 0
+) -> LoadedModel:
     """Load the checkpoint in `folder`.
 
     adapt: fit the network to the machine; off Metal, computation moves to float32 (see off_metal)
     joined: make one matrix of projections that share an input (see joined.py); else parameters stay as they are named
+    context: tokens that a text may have at least, beyond the native ones by YaRN (see context.py)
     Raises ConfigError and CheckpointError, each with one line.
     """
     selection()  # what the environment asks of the kernels is refused here, before anything is read
-    found = survey(folder)
+    found = survey(folder, context)
     _fill(found.model, found.plan, found.files.tensors, found.conventions, progress, joined)
     found.model.eval()
     model = found.model
@@ -69,12 +73,14 @@ def load_model(folder: Path, progress: Progress | None = None, adapt: bool = Tru
     return LoadedModel(model, found.config, found.notes)
 
 
-def survey(folder: Path) -> Survey:
+def survey(folder: Path, context: int = 0) -> Survey:
     """Read the config, the headers and the norm weights of a checkpoint, and check that they fit together.
+
+    context: as in `load_model`
 
     Raises ConfigError and CheckpointError, each with one line.
     """
-    return survey_files(read_config(folder), read_checkpoint(folder))
+    return survey_files(with_context(read_config(folder), context), read_checkpoint(folder))
 
 
 def survey_files(

@@ -96,7 +96,12 @@ def add_model_options(parser: Parser) -> None:
     """How the model is found and loaded."""
     group = parser.add_argument_group("model")
     whole = between(int, 1, 1 << 24)
-    group.add_argument("--context", type=whole, metavar="TOKENS", help="context that must fit the memory (8192)")
+    group.add_argument(
+        "--context",
+        type=whole,
+        metavar="TOKENS",
+        help="context to fit the memory and the positions; beyond the native one YaRN is on (8192)",
+    )
     group.add_argument("--force", action="store_true", help="load even what does not fit this machine's memory")
     group.add_argument("--offline", action="store_true", help="use only what is downloaded already")
     group.add_argument("--kv-bits", type=_kv_bits, default=PLAIN, metavar="N", help="KV cache in 16, 8 or 4 bits (16)")

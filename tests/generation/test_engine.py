@@ -88,7 +88,7 @@ def test_the_context_bounds_prompt_and_answer(model: Model) -> None:
     with engine_over(model) as engine:
         tokens, ended = answer(engine, prompt(context - 3), 100, KNOWN)
         assert (len(tokens), ended.reason) == (3, "length")
-        with pytest.raises(RequestError, match=f"{context}"):
+        with pytest.raises(RequestError, match=f"{context:,}, the answer included; --context N"):
             engine.submit(Request(prompt(context), KNOWN, 1))
 
 

@@ -135,7 +135,8 @@ def test_the_plan_adds_up_and_its_table_shows_it() -> None:
 @pytest.mark.parametrize(
     ("short", "bits", "context", "gib", "suggestion"),
     [
-        ("27b", 4, 262_144, 24, "Give a smaller context, such as 131,072 tokens."),
+        ("27b", 4, 262_144, 21, "With --kv-bits 4 it fits."),
+        ("27b", 4, 262_144, 20, "Give a smaller context, such as 65,536 tokens."),
         ("27b", 16, 8_192, 24, "Qwen/Qwen3.5-27B fits at 4 bits: mlx-qwen35 convert Qwen/Qwen3.5-27B --bits 4."),
         ("27b", 16, 8_192, 40, "Qwen/Qwen3.5-27B fits at 8 bits"),
         ("122b-a10b", 4, 8_192, 24, "Qwen/Qwen3.5-35B-A3B fits at 4 bits"),

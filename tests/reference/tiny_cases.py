@@ -166,6 +166,21 @@ _ALL = (
 )
 CASES = {case.name: case for case in _ALL}
 
+# Recorded by itself (record_long.py): the released context, and positions behind it for three factors of YaRN.
+LONG = TinyCase(
+    "long",
+    "dense, with the released context and base; GQA 3, Hv/Hk 2",
+    tokens=151,
+    text={
+        **_sizes(72, (6, 2, 64), (2, 4, 32, 24), 160),
+        "intermediate_size": 96,
+        "rope_parameters": _EIGHT_SLOTS,
+        "max_position_embeddings": 262144,
+    },
+)
+LONG_FACTORS = {2: 300_000, 3: 700_000, 4: 1_000_000}  # factor -> the first position
+LONG_TOKENS = 24
+
 
 def config(case: TinyCase) -> dict:
     """The checkpoint's config.json, with the keys the released files have."""

@@ -125,7 +125,7 @@ def test_ten_thousand_pasted_lines_arrive_whole(clean_environment: dict[str, str
         terminal.send(f"Sum: \x1b[200~{pasted}\x1b[201~")
         terminal.wait_for("[paste 1: 10,000 lines]")
         terminal.send(" please\r")
-        terminal.wait_for(f"The prompt has {tokens} tokens; this model's context holds 4096")
+        terminal.wait_for(f"The prompt has {tokens:,} tokens; this model's context holds 4,096")
         terminal.wait_for_prompt()
         assert "Traceback" not in terminal.text
         assert "cut off" in ask(terminal, "short"), "the question that was too long stayed in the conversation"
