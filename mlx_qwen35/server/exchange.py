@@ -6,8 +6,6 @@ Whoever leaves cancels what was computed for them within one step. Knows no prot
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
@@ -20,14 +18,14 @@ from mlx_qwen35.chat.reply import Gathering
 from mlx_qwen35.runtime import ChatRequest, TextRequest
 from mlx_qwen35.server.body import parse_object
 from mlx_qwen35.server.gate import Gate
-from mlx_qwen35.server.protocol import Asked, Call, Endpoint, Error, Frame, Generation, Json, Lookup, Refused, Served
+from mlx_qwen35.server.protocol import Asked, Call, Endpoint, Frame, Generation, Json, Lookup, Refused, Served
 from mlx_qwen35.server.refusals import refusal
+from mlx_qwen35.server.responses import as_text, send_json, send_refusal
 from mlx_qwen35.server.settings import Settings
 
 WAITING_EVENTS = 64  # between the model and a reader who is slower
 DRAIN_SECONDS = 1.0  # for a client that sends more than it may, so that it reads why
 
-log = logging.getLogger(__name__)
 Item = tuple[int, Event] | Exception
 
 
@@ -68,6 +66,14 @@ class Exchange:
             self.status = self.status or 499
         except Exception as error:
             await self._refuse(refusal(error))
+
+    def told(self) -> str:
+        """For the log: how much was computed, and nothing of what."""
+        usages = [finished.usage for finished in self.finished]
+        if not usages:
+            return ""
+        prompt, cached = sum(u.prompt_tokens for u in usages), sum(u.cached_tokens for u in usages)
+        return f": {prompt} prompt tokens ({cached} reused), {sum(u.completion_tokens for u in usages)} answered"
 
     async def _refuse(self, refused: Refused) -> None:
         try:
@@ -277,33 +283,3 @@ class Exchange:
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def as_text(frame: Frame) -> str:
-    """A frame as it goes over the wire."""
-    data = frame.data if isinstance(frame.data, str) else dumps(frame.data)
-    return (f"event: {frame.event}\n" if frame.event else "") + f"data: {data}\n\n"
-
-
-def dumps(value: Json) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-async def send_json(send: Send, status: int, body: Json, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    """A whole response. Text that UTF-8 cannot carry becomes U+FFFD."""
-    raw = dumps(body).encode("utf-8", "replace")
-    start = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": raw})
-
-
-async def send_refusal(send: Send, refused: Refused, error: Error, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    """A refusal in the shape of its protocol."""
-    extra = list(headers)
-    if refused.retry_after is not None:
-        extra.append((b"retry-after", str(refused.retry_after).encode()))
-    if refused.status in (408, 413):  # what is left of the body is not read
-        extra.append((b"connection", b"close"))
-    if refused.status == 401:
-        extra.append((b"www-authenticate", b"Bearer"))
-    await send_json(send, refused.status, error(refused), extra)

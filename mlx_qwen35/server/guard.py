@@ -26,6 +26,26 @@ def check_caller(headers: Headers, settings: Settings, public: bool = False) -> 
         raise Refused(401, "The API key is missing or wrong.", code="invalid_api_key")
 
 
+def cross_origin_headers(headers: Headers, settings: Settings) -> list[tuple[bytes, bytes]]:
+    """What lets a page that was named at the start read the response; nothing for any other."""
+    always = [(b"x-content-type-options", b"nosniff")]
+    origin = headers.get("origin")
+    if origin is None or origin not in settings.origins:
+        return always
+    return [
+        *always,
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-allow-methods", b"GET, POST, DELETE"),
+        (b"access-control-allow-headers", b"authorization, content-type, x-api-key, anthropic-version, anthropic-beta"),
+        (b"vary", b"origin"),
+    ]
+
+
+def is_preflight(method: str, headers: Headers, settings: Settings) -> bool:
+    """Whether a browser asks on behalf of such a page what it may send. It sends no key yet."""
+    return method == "OPTIONS" and headers.get("origin") in settings.origins
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host`, a name or an address without a port, is this computer and nothing else."""
     if host.lower() == "localhost":

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mlx_qwen35.chat.events import Event
+from mlx_qwen35.chat.events import Event, Usage
 from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.runtime import ChatRequest, Runtime, TextRequest
 
@@ -71,11 +71,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Served:
-    """What the server was started with. names: all names of the model that a request may use, the first is shown"""
+    """What the server was started with. names: all names of the model that a request may use"""
 
     runtime: Runtime
     names: Sequence[str]
     created: int  # seconds since 1970
+    quotes: bool = False  # whether notes on the cache may quote earlier prompts, which may be another client's
+
+    def cache_note(self, usage: Usage) -> str:
+        """Why not more of the prompt was reused: where it departs from an earlier one, without the texts."""
+        return usage.cache_note if self.quotes else usage.cache_note.partition(": “")[0]
 
     def check_model(self, name: str | None) -> str:
         """The name to answer under. Raises Refused (404) for any other model: nothing is ever loaded for a request."""

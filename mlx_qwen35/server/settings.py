@@ -33,3 +33,4 @@ class Settings:
     head_start_seconds: float = 1.0
     quiet_seconds: float = 5.0
     grace_seconds: float = 5.0
+    quote_cache: bool = False

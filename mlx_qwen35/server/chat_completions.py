@@ -1,0 +1,205 @@
+"""OpenAI's `/v1/chat/completions`: its body as requests to the runtime, the runtime's events as its chunks."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from mlx_qwen35.chat.events import Content, Event, Finished, Reasoning, ToolCallArguments, ToolCallStart, Usage
+from mlx_qwen35.chat.reply import Reply
+from mlx_qwen35.runtime import ChatRequest
+from mlx_qwen35.server.body import typed
+from mlx_qwen35.server.openai_errors import openai_error
+from mlx_qwen35.server.openai_fields import Count, Shared, answer_options, refuse_unsupported, seeds, usage_json
+from mlx_qwen35.server.protocol import Asked, Call, Frame, Generation, Json, Refused, Served
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+class ChatBody(Shared, kw_only=True):
+    """The body of `/v1/chat/completions`. Other fields are let through, unless they look like a slip."""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_completion_tokens: Count | None = None
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    thinking_budget: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    modalities: list[str] | None = None
+    functions: Any = None
+    function_call: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    # Known, and without effect on a local model.
+    prediction: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    verbosity: Any = None
+
+
+def endpoints(served: Served) -> list[Generation]:
+    """`/v1/chat/completions`."""
+
+    def read(call: Call) -> Asked:
+        body = typed(call.body, ChatBody)
+        author = ChatAuthor(served, body)
+        return Asked(_requests(body), author, bool(body.stream))
+
+    return [Generation("/v1/chat/completions", read, openai_error, ChatBody, "Answer a conversation.")]
+
+
+def _requests(body: ChatBody) -> list[ChatRequest]:
+    _refuse_what_is_missing(body)
+    options = answer_options(body)
+    if body.max_completion_tokens is not None:
+        options["max_tokens"] = body.max_completion_tokens
+    # With tool_choice none the tools are not shown to the model, which can then call none.
+    tools = None if body.tool_choice == "none" else body.tools
+    return [
+        ChatRequest(body.messages, tools or None, _thinking(body), seed=seed, **options)
+        for seed in seeds(body.seed, body.n or 1)
+    ]
+
+
+def _thinking(body: ChatBody) -> bool | None:
+    """What the template's own option says, else the field of that name, else the effort; None is the template's choice.
+
+    Raises Refused for other options of the template: a request does not choose how prompts are written.
+    """
+    for name, value in (body.chat_template_kwargs or {}).items():
+        if name != "enable_thinking":
+            raise refuse_unsupported(f"chat_template_kwargs.{name[:40]}", "cannot be set; only enable_thinking can")
+        if value is not None and not isinstance(value, bool):
+            raise Refused(400, "It should be true or false.", param="chat_template_kwargs.enable_thinking")
+    if body.reasoning_effort is not None and body.reasoning_effort not in EFFORTS:
+        text = f"reasoning_effort is {body.reasoning_effort!r:.40}; it should be one of {', '.join(EFFORTS)}."
+        raise Refused(400, text, param="reasoning_effort")
+    effort = None if body.reasoning_effort is None else body.reasoning_effort != "none"
+    for given in ((body.chat_template_kwargs or {}).get("enable_thinking"), body.enable_thinking, effort):
+        if given is not None:
+            return given
+    return None
+
+
+def _refuse_what_is_missing(body: ChatBody) -> None:
+    """What this release cannot obey is refused by name, and never ignored."""
+    if body.logprobs or body.top_logprobs:
+        raise refuse_unsupported("logprobs")
+    if body.thinking_budget is not None:
+        raise refuse_unsupported("thinking_budget")
+    if body.response_format is not None and body.response_format.get("type") != "text":
+        raise refuse_unsupported("response_format")
+    if body.tool_choice not in (None, "auto", "none"):
+        raise refuse_unsupported("tool_choice", "other than auto and none is not supported in this release")
+    if body.parallel_tool_calls is False and body.tools:
+        raise refuse_unsupported("parallel_tool_calls")
+    for field in ("functions", "function_call", "audio", "web_search_options"):
+        if getattr(body, field) is not None:
+            raise refuse_unsupported(field, "is not supported; functions are given as tools")
+    if body.modalities not in (None, ["text"]):
+        raise refuse_unsupported("modalities", "other than text are not supported")
+
+
+class ChatAuthor:
+    """Writes one `chat.completion`, or its chunks."""
+
+    def __init__(self, served: Served, body: ChatBody) -> None:
+        self._served = served
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._model = served.check_model(body.model)
+        self._choices = body.n or 1
+        self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._usages: dict[int, Usage] = {}
+
+    def whole(self, replies: Sequence[Reply]) -> Json:
+        """The `chat.completion` object."""
+        choices = [
+            {"index": i, "message": _message(reply), "logprobs": None, "finish_reason": reply.reason}
+            for i, reply in enumerate(replies)
+        ]
+        return self._object("chat.completion", choices) | {"usage": self._usage([reply.usage for reply in replies])}
+
+    def begin(self) -> Iterable[Frame]:
+        for choice in range(self._choices):
+            yield self._chunk(choice, {"role": "assistant", "content": ""})
+
+    def event(self, choice: int, event: Event) -> Iterable[Frame]:
+        if isinstance(event, Finished):
+            self._usages[choice] = event.usage
+            yield self._chunk(choice, {}, event.reason)
+        elif (delta := _delta(event)) is not None:
+            yield self._chunk(choice, delta)
+
+    def end(self) -> Iterable[Frame]:
+        if self._with_usage:
+            yield Frame(
+                self._object("chat.completion.chunk", [])
+                | {"usage": self._usage([usage for _, usage in sorted(self._usages.items())])}
+            )
+        yield Frame("[DONE]")
+
+    def failed(self, refused: Refused) -> Iterable[Frame]:
+        yield Frame(openai_error(refused))
+
+    def _usage(self, usages: list[Usage]) -> Json:
+        return usage_json(self._served, usages, self._choices)
+
+    def _chunk(self, choice: int, delta: Json, reason: str | None = None) -> Frame:
+        choices = [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}]
+        chunk = self._object("chat.completion.chunk", choices)
+        return Frame(chunk | {"usage": None} if self._with_usage else chunk)
+
+    def _object(self, kind: str, choices: list[Any]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": None,
+            "choices": choices,
+        }
+
+
+def _message(reply: Reply) -> Json:
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    if reply.tool_calls:
+        message["content"] = reply.content or None
+        message["tool_calls"] = [_call(call) for call in reply.tool_calls]
+    return message
+
+
+def _call(call: Json) -> Json:
+    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return {
+        "id": call["id"],
+        "type": "function",
+        "function": {"name": call["function"]["name"], "arguments": arguments},
+    }
+
+
+def _delta(event: Event) -> Json | None:
+    """What an event adds to the message; None for what the protocol has no words for."""
+    if isinstance(event, Content):
+        return {"content": event.text}
+    if isinstance(event, Reasoning):
+        return {"reasoning_content": event.text}
+    if isinstance(event, ToolCallStart):
+        function = {"name": event.name, "arguments": ""}
+        return {"tool_calls": [{"index": event.index, "id": event.id, "type": "function", "function": function}]}
+    if isinstance(event, ToolCallArguments):
+        return {"tool_calls": [{"index": event.index, "function": {"arguments": event.json}}]}
+    return None
