@@ -15,7 +15,7 @@ from mlx_qwen35.caches.kv import own_copy
 from mlx_qwen35.metal_kernels.delta_rows import DeltaMemory
 from mlx_qwen35.metal_kernels.operations import gated_delta
 
-Snapshot = tuple[mx.array, mx.array]  # conv tail [B, width - 1, conv_dim] and S [B, Hv, Dv, Dk]
+Snapshot = tuple[mx.array, ...]  # conv tail [B, width - 1, conv_dim] and S [B, Hv, Dv, Dk]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import mlx.core as mx
 
 GROWTH = 256  # tokens; capacity grows by this much at least, so that decode seldom copies
 
 Segment = tuple[mx.array, ...]  # one layer's memory of a span of tokens; the token axis is 2 in each array
+
+
+class AttentionCache(Protocol):
+    """What every format of keys and values offers: `KVCache` and the quantized ones."""
+
+    length: int
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array: ...
+
+
+class SequenceKV(AttentionCache, Protocol):
+    """The same, for the memory of one sequence."""
+
+    def trim(self, n: int) -> int: ...
+    def segment(self, start: int, end: int) -> Segment: ...
+    def load(self, segments: Sequence[Segment]) -> None: ...
+    @property
+    def state(self) -> list[mx.array]: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 def own_copy(x: mx.array) -> mx.array:

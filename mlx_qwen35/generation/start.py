@@ -14,6 +14,7 @@ from mlx_qwen35 import __version__
 from mlx_qwen35.caches.blobs import Layouts
 from mlx_qwen35.caches.disk_store import DiskStore
 from mlx_qwen35.caches.disk_tree import DiskTree
+from mlx_qwen35.caches.draft_memory import DraftKV, LastHidden
 from mlx_qwen35.caches.fingerprint import fingerprint
 from mlx_qwen35.caches.kv import KVCache
 from mlx_qwen35.caches.prefix_store import PrefixStore
@@ -59,9 +60,14 @@ def start_engine(
     return Engine(model, thread, make_format, store, Limits(cache_bytes, prefix_bytes, options.max_sequences))
 
 
-def make_caches(model: Model, kv_bits: int) -> SequenceCache:
-    """Empty caches of one sequence. kv_bits: 16, 8 or 4"""
-    return model.make_cache(KVCache if kv_bits == PLAIN else functools.partial(QuantizedKVCache, kv_bits))
+def make_caches(model: Model, kv_bits: int, drafts: bool = True) -> SequenceCache:
+    """Empty caches of one sequence. kv_bits: 16, 8 or 4   drafts: with what the MTP layer remembers, if there is one"""
+    make = KVCache if kv_bits == PLAIN else functools.partial(QuantizedKVCache, kv_bits)
+    cache = model.make_cache(make)
+    if drafts and model.config.mtp_layers:
+        last = LastHidden()
+        cache += [DraftKV(make, model.feed, last), last]
+    return cache
 
 
 def _fingerprint(folder: Path, model: Model, kv_bits: int, example: SequenceCache) -> str:

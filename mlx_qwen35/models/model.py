@@ -20,7 +20,7 @@ from mlx_qwen35.models.delta_net import GatedDeltaNet
 from mlx_qwen35.models.layers import MLP, RMSNorm
 from mlx_qwen35.models.moe import SparseMoE
 from mlx_qwen35.models.rotary import Rotary
-from mlx_qwen35.models.windows import Window, attention_parts, delta_grouped, positions_of
+from mlx_qwen35.models.windows import Window, attention_parts, delta_grouped, positions_of, see
 
 
 class DecoderLayer(nn.Module):
@@ -136,6 +136,18 @@ class MTP(nn.Module):
         x = self.fc(mx.concatenate(joined, axis=-1))
         return self.norm(self.layers[0](x, cache, positions))
 
+    def packed(self, hidden: mx.array, windows: Sequence[Window]) -> mx.array:
+        """Pairs of several sequences.   hidden: [N, C]   windows: the embeddings of the tokens after them, each beside
+        the KV of this layer alone -> [N, C], after its own norm
+        """
+        embeddings = mx.concatenate([w.embeddings for w in windows if w.embeddings is not None])
+        joined = [self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(hidden)]
+        layer = self.layers[0]
+        angles = layer.self_attn.rotary.angles(positions_of(windows))
+        x = self.fc(mx.concatenate(joined, axis=-1))[None]
+        x, added = layer.packed(x, None, attention_parts(windows, 0), angles)
+        return self.norm.of_sum(x, added)[1].squeeze(0)
+
 
 class Model(nn.Module):
     """A Qwen3.5 text network with random weights; `weights.load_model` fills it from a checkpoint."""
@@ -191,7 +203,13 @@ class Model(nn.Module):
         be neighbours: they are computed together.
         """
         rows = [self.embed(w.ids) if w.embeddings is None else w.embeddings for w in windows]
-        return self.language_model.model.packed(mx.concatenate(rows)[None], windows).squeeze(0)
+        hidden = self.language_model.model.packed(mx.concatenate(rows)[None], windows).squeeze(0)
+        see(windows, hidden, rows)
+        return hidden
+
+    def feed(self, hidden: mx.array, embeddings: mx.array, kv: AttentionCache) -> mx.array:
+        """Pairs of one sequence into the MTP layer's KV.   hidden, embeddings: [n, C] -> [n, C], as `MTP`"""
+        return self.mtp.packed(hidden, [Window.of_embeddings(embeddings, kv)])
 
     def embed(self, ids: mx.array) -> mx.array:
         """ids: [...] -> [..., C]"""

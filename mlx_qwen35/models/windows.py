@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.caches.delta_state import DeltaState
+from mlx_qwen35.caches.draft_memory import DraftKV, LastHidden
 from mlx_qwen35.caches.rows import AttentionCache, SequenceCache
 from mlx_qwen35.metal_kernels.delta_rows import MOST_TOKENS
 from mlx_qwen35.models.rotary import text_positions
@@ -33,6 +34,11 @@ class Window:
     draft: bool = False
     embeddings: mx.array | None = None
     positions: mx.array | None = None
+
+    @staticmethod
+    def of_embeddings(embeddings: mx.array, kv: Any) -> Window:
+        """[T, C], for a network of one attention layer: MTP."""
+        return Window(mx.zeros(0, mx.int32), [kv], embeddings=embeddings)
 
     @property
     def tokens(self) -> int:
@@ -110,10 +116,20 @@ def side_by_side(mixed: Sequence[mx.array]) -> mx.array:
     return flat[0] if len(flat) == 1 else mx.concatenate(flat, axis=1)
 
 
+def see(windows: Sequence[Window], hidden: mx.array, embeddings: Sequence[mx.array]) -> None:
+    """Let those caches that remember for the MTP layer see the step.   hidden: [N, C]   embeddings: [T, C] each"""
+    start = 0
+    for window, rows in zip(windows, embeddings):
+        for layer in window.cache:
+            if isinstance(layer, DraftKV):
+                layer.see(hidden[start : start + window.tokens], rows, window.draft)
+        start += window.tokens
+
+
 def commit(cache: SequenceCache, window: int, kept: int) -> None:
     """Of a draft window of `window` tokens the first `kept` stay; the rest never happened."""
     for layer in cache:
-        if isinstance(layer, DeltaState):
+        if isinstance(layer, (DeltaState, DraftKV)):
             layer.commit(kept)
-        else:
+        elif not isinstance(layer, LastHidden):
             layer.trim(window - kept)
