@@ -8,6 +8,9 @@ from pathlib import Path
 GIB = 1 << 30
 PLAIN = 16  # kv_bits of a cache that is not quantized
 KV_BITS = (16, 8, 4)
+MOST_DRAFTS = 4  # tokens guessed ahead of one that is drawn
+DRAFTS = ("auto", "off", *range(1, MOST_DRAFTS + 1))
+Draft = str | int  # one of DRAFTS
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class CacheOptions:
     disk: folder in which prefixes outlive the process; None keeps them in memory only
     disk_bytes: of that folder, for all models together   disk_bytes_a_day: written at most, to spare the SSD
     max_sequences: answered at the same time; more wait
+    draft: tokens guessed ahead by the MTP layer, or by what repeats, and checked together: "auto" finds out how many
+    pay, 1 to 4 is a fixed number, "off" none, and then nothing is kept for it
+    exact: a token's numbers never depend on what else is computed beside it, to the last bit
     """
 
     kv_bits: int = PLAIN
@@ -47,3 +53,5 @@ class CacheOptions:
     disk_bytes: int = 20 * GIB
     disk_bytes_a_day: int = 40 * GIB
     max_sequences: int = 16
+    draft: Draft = "auto"
+    exact: bool = False

@@ -67,12 +67,12 @@ class DeltaState:
     @property
     def conv_tail(self) -> mx.array | None:
         settled = self._settled()
-        return settled and settled[0]
+        return None if settled is None else settled[0]
 
     @property
     def delta(self) -> mx.array | None:
         settled = self._settled()
-        return settled and settled[1]
+        return None if settled is None else settled[1]
 
     def advance(self, conv_tail: mx.array, delta: mx.array, tokens: int) -> None:
         """Replace the memory by the one after a window of `tokens`, all of which stay."""

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import mlx.core as mx
@@ -23,13 +22,13 @@ from mlx_qwen35.generation.pacing import Pacer
 from mlx_qwen35.generation.places import Limits, Places
 from mlx_qwen35.generation.request import Line, Request
 from mlx_qwen35.generation.row import Row
-from mlx_qwen35.generation.sampling import draw_together
+from mlx_qwen35.generation.speculation import Speculation
 from mlx_qwen35.generation.stats import Counters, Stats
+from mlx_qwen35.generation.stepping import Drawn, Launcher, Step
 from mlx_qwen35.hub.memory import prefill_window
-from mlx_qwen35.metal_kernels.operations import selection
 from mlx_qwen35.models.context import room
 from mlx_qwen35.models.model import Model
-from mlx_qwen35.options import KV_BITS
+from mlx_qwen35.options import KV_BITS, Draft
 
 T = TypeVar("T")
 # A step that begins while the last one runs copies the KV buffers which that one still reads: MLX writes in place only
@@ -39,29 +38,29 @@ SAVE_EVERY = 32  # turns
 PAUSE_SECONDS = 0.002  # between looks at readers, or a disk, that are slow
 
 
-@dataclass
-class Step:
-    """A step in flight: the rows that draw in it, what they draw, and what it computed of prompts."""
-
-    drawing: list[Row]
-    tokens: mx.array | None  # [rows that draw]
-    finite: mx.array | None  # [the same], whether the logits are numbers
-    prefilled: list[tuple[Row, int]]  # and up to which token
-    window_tokens: int
-    launched: float
-
-
 class Engine:
     """Serves requests in one batch. `submit` may be called from any thread; all else happens on the MLX thread."""
 
     def __init__(
-        self, model: Model, thread: MLXThread, formats: Callable[[int], CacheFormat], store: PrefixStore, limits: Limits
+        self,
+        model: Model,
+        thread: MLXThread,
+        formats: Callable[[int], CacheFormat],
+        store: PrefixStore,
+        limits: Limits,
+        draft: Draft = "auto",
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """formats: kv_bits -> how such caches are made; called on the MLX thread, and for each number once"""
+        """formats: kv_bits -> how such caches are made; called on the MLX thread, and for each number once
+
+        draft: for requests that do not say   clock: seconds, of steps
+        """
         self._model, self._thread, self._store, self._limits = model, thread, store, limits
         self._counters = Counters()
         self._places = Places(formats, store, limits, self._counters)
         self._pacer = Pacer(self._largest_window(1))
+        self._speculation, self._clock = Speculation(model, draft), clock
+        self._launcher = Launcher(model, self._speculation)
         self._arrivals: deque[Row] = deque()
         self._lock = threading.Lock()
         self._running = self._closed = False
@@ -137,6 +136,8 @@ class Engine:
             live_bytes=self._places.live_bytes,
             prefix_bytes=self._store.nbytes,
             evictions=self._store.evictions,
+            draft_depth=self._speculation.depth,
+            draft_note=self._speculation.why,
         )
 
     # A turn
@@ -155,7 +156,8 @@ class Engine:
             step = self._next_step()
             self._collect()
             self._flying = step
-            if not (self._limits.overlap and self._places.live_bytes <= OVERLAP_BYTES):
+            speculates = step is not None and step.speculates
+            if speculates or not (self._limits.overlap and self._places.live_bytes <= OVERLAP_BYTES):
                 self._collect()
             self._save()
         except BaseException as error:  # a defect, or out of memory: the rows of this step end, the engine goes on
@@ -211,7 +213,7 @@ class Engine:
     # Launching
 
     def _next_step(self) -> Step | None:
-        now = time.perf_counter()
+        now = self._clock()
         decoding = [row for row in self._places.rows if not row.prefilling and row.decoding]
         prefilling = [row for row in self._places.rows if row.prefilling]
         shares = self._pacer.share(prefilling, bool(decoding), now)
@@ -224,40 +226,11 @@ class Engine:
         return self._launch(decoding, prefills, now)
 
     def _launch(self, decoding: Sequence[Row], prefills: Sequence[tuple[Row, int]], now: float) -> Step:
-        windows = [row.decode() for row in decoding] + [row.prefill(tokens) for row, tokens in prefills]
-        measured = selection().measuring
-        hidden = self._model.step(windows)
-        now += selection().measuring - measured
-        ends, end = [], -1
-        for window, row in zip(windows, [*decoding, *(row for row, _ in prefills)]):
-            end += window.tokens
-            if not row.prefilling:
-                ends.append((row, end))
-        step = Step([row for row, _ in ends], None, None, [], sum(tokens for _, tokens in prefills), now)
-        if ends:
-            logits = self._model.logits(hidden[mx.array([end for _, end in ends])])
-            step.tokens, step.finite = self._draw(step.drawing, logits), mx.isfinite(logits.max(axis=-1))
-        prefilled_state = [layer.state for row, _ in prefills for layer in row.cache or ()]
-        mx.async_eval(step.tokens, step.finite, hidden, prefilled_state)
+        step = self._launcher.launch(decoding, prefills, now)
         for row, _ in prefills:
-            step.prefilled.append((row, row.fed))
             if row.at_checkpoint and not row.is_tight:
                 self._places.remember(row)
         return step
-
-    def _draw(self, rows: Sequence[Row], logits: mx.array) -> mx.array:
-        """logits: [rows, V] -> the rows' next tokens, [rows]"""
-        samplers = [row.sampler for row in rows if row.sampler is not None]
-        first = samplers[0]
-        if all(s.is_plain and (s.sampling, s.known_tokens) == (first.sampling, first.known_tokens) for s in samplers):
-            tokens = draw_together(samplers, logits)
-            drawn = [tokens[i : i + 1] for i in range(len(rows))]
-        else:
-            drawn = [s(logits[i : i + 1], rows[i].prompt, rows[i].answer) for i, s in enumerate(samplers)]
-            tokens = mx.concatenate(drawn)
-        for row, token in zip(rows, drawn):
-            row.draws(token)
-        return tokens
 
     # Reading
 
@@ -266,21 +239,40 @@ class Engine:
         step, self._flying = self._flying, None
         if step is None:
             return
-        tokens: list[int] = [] if step.tokens is None else step.tokens.tolist()  # pyright: ignore
-        finite: list[bool] = [] if step.finite is None else step.finite.tolist()  # pyright: ignore
-        if step.tokens is None:
-            mx.eval([layer.state for row, _ in step.prefilled for layer in row.cache or ()])
-        now = time.perf_counter()
+        drawn = step.read()
+        now = self._clock()
         seconds = now - max(step.launched, self._read_at)
         self._read_at = now
         self._pacer.observe(step.window_tokens, seconds)
-        self._counters.stepped(step.window_tokens, len(tokens), seconds)
+        if step.window_tokens == 0:
+            self._speculation.stepped(step.drafts, seconds)
         for row, done in step.prefilled:
             if not row.done:
                 row.progress(done)
-        for row, token, is_finite in zip(step.drawing, tokens, finite):
+        told = sum(self._take(part) for part in drawn if not part.row.done)
+        self._counters.stepped(step.window_tokens, told, seconds)
+
+    def _take(self, drawn: Drawn) -> int:
+        """Hand out what a row drew; how many tokens came to stay."""
+        row, drafts = drawn.row, drawn.drafts
+        if drafts is None:
+            row.line.decoded = row.line.decoded.and_step(0, 0)
+            self._hand_out(row, drawn.tokens[0], drawn.finite[0])
+            return 1
+        window = len(drawn.tokens)
+        if row.line.cancelled:
+            row.keep(window, [])
+            return 0
+        kept = self._speculation.accept(row, drafts, drawn.told, drawn.tokens)
+        tokens = drawn.tokens[: kept + 1]
+        ends = next((i + 1 for i, token in enumerate(tokens) if token in row.request.stop_ids), len(tokens))
+        row.keep(window, tokens[:ends])
+        row.line.decoded = row.line.decoded.and_step(drafts.depth, ends - 1)
+        self._counters.drafted(drafts.depth, ends - 1)
+        for token, finite in zip(tokens[:ends], drawn.finite):
             if not row.done:
-                self._hand_out(row, token, is_finite)
+                self._hand_out(row, token, finite)
+        return ends
 
     def _hand_out(self, row: Row, token: int, finite: bool) -> None:
         if not finite:

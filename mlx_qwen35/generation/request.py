@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_qwen35.caches.holds import Hold
-from mlx_qwen35.options import GREEDY, PLAIN, Sampling
+from mlx_qwen35.options import GREEDY, PLAIN, Draft, Sampling
 
 EndReason = Literal["stop", "length", "cancelled"]
 
@@ -23,6 +23,7 @@ class Request:
     checkpoints: positions in the prompt where later prompts are likely to branch off
     kv_bits: of the KV cache, 8 or 4; 16 keeps keys and values as they are
     hold: of the session whose next turn will go on from this one
+    draft: see `options.CacheOptions`; None leaves it to the engine
     """
 
     ids: Sequence[int]
@@ -35,6 +36,7 @@ class Request:
     checkpoints: Sequence[int] = ()
     kv_bits: int = PLAIN
     hold: Hold | None = None
+    draft: Draft | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,18 @@ class Ended:
     decode: float
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """How an answer came about so far: steps that drew tokens of it, tokens drafted ahead, and those that stayed."""
+
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def and_step(self, drafted: int, accepted: int) -> Decoded:
+        return Decoded(self.steps + 1, self.drafted + drafted, self.accepted + accepted)
+
+
 Item = int | Prefilled
 
 
@@ -86,6 +100,7 @@ class Line:
         self._cancelled = threading.Event()
         self._on_item: Callable[[], object] | None = None
         self.reuse = Reuse()  # final with the first item
+        self.decoded = Decoded()
         self.ended: Ended | None = None
 
     @property

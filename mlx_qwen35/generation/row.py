@@ -8,9 +8,11 @@ import mlx.core as mx
 
 from mlx_qwen35.caches.prefix_tree import Node
 from mlx_qwen35.caches.rows import SequenceCache, recurrent_layers
+from mlx_qwen35.generation.depth import Record
+from mlx_qwen35.generation.ngram import NGrams
 from mlx_qwen35.generation.request import Ended, EndReason, Line, Prefilled, Request, Reuse
 from mlx_qwen35.generation.sampling import Sampler
-from mlx_qwen35.models.windows import Window
+from mlx_qwen35.models.windows import Window, commit
 
 UNREAD = 64  # tokens a slow reader may leave waiting before its sequence pauses
 
@@ -40,6 +42,8 @@ class Row:
         self.done = False
         self.is_tight = False  # memory holds this text once only: no checkpoints before its end
         self._full_since = 0.0
+        self.records: dict[str, Record] = {}  # how drafts fared, by what they came from
+        self.ngrams = NGrams()
 
     # Before and during prefill
 
@@ -122,19 +126,50 @@ class Row:
         for layer in recurrent_layers(self.cache or []):
             layer.part()
 
-    def decode(self) -> Window:
-        assert self.cache is not None
+    @property
+    def next_token(self) -> mx.array:
+        """[1], drawn and not in the caches yet."""
         assert self.token is not None
-        self.fed += 1
-        return Window(self.token.astype(mx.int32), self.cache)
+        return self.token
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the answer that are drawn and not known yet."""
+        return self.drawn - self.answered
+
+    def decode(self, drafts: mx.array | None = None) -> Window:
+        """The next token, and drafts [depth] of those after it, of which `keep` says how many stay."""
+        assert self.cache is not None
+        if drafts is None:
+            self.fed += 1
+            return Window(self.next_token.astype(mx.int32), self.cache)
+        ids = mx.concatenate([self.next_token.astype(mx.int32), drafts.astype(mx.int32)])
+        return Window(ids, self.cache, draft=True)
 
     def draws(self, token: mx.array) -> None:
         """The step in flight draws `token`, [1]."""
         assert self.sampler is not None
         self.token = token
         self.drawn += 1
+        self.sampler.spend(1)
         if self.sampler.counts_tokens:
             self.answer = mx.concatenate([self.answer, token.astype(mx.uint32)])
+
+    def keep(self, window: int, tokens: list[int]) -> None:
+        """Of a window with drafts, which was `window` tokens long, so many stay as it brought new `tokens`; maybe none.
+
+        The last of them is in the caches no more than the one that plain decode draws.
+        """
+        assert self.cache is not None
+        assert self.sampler is not None
+        commit(self.cache, window, len(tokens))
+        self.fed += len(tokens)
+        self.drawn += len(tokens)
+        self.sampler.spend(len(tokens))
+        if tokens:
+            self.token = mx.array(tokens[-1:], mx.uint32)
+            if self.sampler.counts_tokens:
+                self.answer = mx.concatenate([self.answer, mx.array(tokens, mx.uint32)])
 
     def reads(self, token: int) -> EndReason | None:
         """A drawn token has become known. Says why the answer ends, if it does."""

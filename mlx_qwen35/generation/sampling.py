@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,22 @@ class Sampler:
 
     def __call__(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
         """logits: [1, V] -> the next token, [1].   prompt, answer: ids so far, [n] each"""
-        logits = logits[:, : self.known_tokens].astype(mx.float32)
-        if self._bias is not None:
-            logits = logits + self._bias
         return self._draw(self._penalised(logits, prompt, answer))
+
+    def keys(self, draws: int) -> list[mx.array]:
+        """The random keys of the next draws, which stay the next ones until they are spent."""
+        if not self.sampling.temperature:
+            return [self._key] * draws  # nobody looks at them
+        keys, state = [], self._key
+        for _ in range(draws):
+            state, key = mx.random.split(state)
+            keys.append(key)
+        return keys
+
+    def spend(self, draws: int) -> None:
+        """So many draws came to stay."""
+        for _ in range(draws if self.sampling.temperature else 0):
+            self._key = mx.random.split(self._key)[0]
 
     @property
     def counts_tokens(self) -> bool:
@@ -67,6 +80,9 @@ class Sampler:
 
     def _penalised(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
         s, lm = self.sampling, _sample_utils()
+        logits = logits[:, : self.known_tokens].astype(mx.float32)
+        if self._bias is not None:
+            logits = logits + self._bias
         if s.repetition_penalty != 1.0:
             everything = mx.concatenate([prompt, answer])
             logits = lm.make_repetition_penalty(s.repetition_penalty, WHOLE)(everything, logits)
@@ -90,14 +106,36 @@ class Sampler:
         return logprobs
 
 
-def draw_together(samplers: Sequence[Sampler], logits: mx.array) -> mx.array:
-    """Draw for rows whose samplers are plain and have equal options, each with its own key.   logits: [B, V] -> [B]"""
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where in an answer a token is drawn.   prompt, answer: ids before it, [n] each   key: see `Sampler.keys`"""
+
+    sampler: Sampler
+    prompt: mx.array
+    answer: mx.array
+    key: mx.array
+
+
+def draw(places: Sequence[Place], logits: mx.array) -> mx.array:
+    """A token for each place.   logits: [n, V] -> [n]. Spends no keys."""
+    samplers = [place.sampler for place in places]
     first = samplers[0]
-    logits = logits[:, : first.known_tokens].astype(mx.float32)
-    if first.sampling.temperature == 0:
-        return mx.argmax(logits, axis=-1)
-    logprobs = first._filtered(logits)
-    return mx.concatenate([sampler._categorical(logprobs[i : i + 1]) for i, sampler in enumerate(samplers)])
+    if all(s.is_plain and (s.sampling, s.known_tokens) == (first.sampling, first.known_tokens) for s in samplers):
+        shaped = first._penalised(logits, places[0].prompt, places[0].answer)
+        if first.sampling.temperature == 0:
+            return mx.argmax(shaped, axis=-1)
+        shaped = first._filtered(shaped)
+        drawn = [mx.random.categorical(shaped[i : i + 1], key=place.key) for i, place in enumerate(places)]
+    else:
+        drawn = [_draw_one(place, logits[i : i + 1]) for i, place in enumerate(places)]
+    return drawn[0] if len(drawn) == 1 else mx.concatenate(drawn)
+
+
+def _draw_one(place: Place, logits: mx.array) -> mx.array:
+    shaped = place.sampler._penalised(logits, place.prompt, place.answer)
+    if place.sampler.sampling.temperature == 0:
+        return mx.argmax(shaped, axis=-1)
+    return mx.random.categorical(place.sampler._filtered(shaped), key=place.key)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from mlx_qwen35.caches.fingerprint import fingerprint
 from mlx_qwen35.caches.kv import KVCache
 from mlx_qwen35.caches.prefix_store import PrefixStore
 from mlx_qwen35.caches.quantized_kv import QuantizedKVCache
-from mlx_qwen35.caches.rows import SequenceCache
+from mlx_qwen35.caches.rows import SequenceCache, draft_kv
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes, one_token
 from mlx_qwen35.generation.engine import Engine
@@ -50,14 +50,15 @@ def start_engine(
     store = PrefixStore(prefix_bytes)
 
     def make_format(kv_bits: int) -> CacheFormat:
-        make = functools.partial(make_caches, model, kv_bits)
+        make = functools.partial(make_caches, model, kv_bits, options.draft != "off")
         example = one_token(model, make)
         name = _fingerprint(folder, model, kv_bits, example)
         layouts = Layouts.of(example)
         root = store.root(name, lambda: _open_disk(name, layouts, options, warn))
         return CacheFormat(make, CacheSizes.of(example), root, layouts)
 
-    return Engine(model, thread, make_format, store, Limits(cache_bytes, prefix_bytes, options.max_sequences))
+    limits = Limits(cache_bytes, prefix_bytes, options.max_sequences)
+    return Engine(model, thread, make_format, store, limits, options.draft)
 
 
 def make_caches(model: Model, kv_bits: int, drafts: bool = True) -> SequenceCache:
@@ -75,7 +76,10 @@ def _fingerprint(folder: Path, model: Model, kv_bits: int, example: SequenceCach
     rope = model.config.rotary.factor  # the rest of it stands in the checkpoint's config
     dtypes = " ".join(str(a.dtype) for layer in example for a in layer.state)
     versions = f"{__version__} mlx {version('mlx')}"
-    return fingerprint(folder, kv_bits=kv_bits, dtypes=dtypes, rope=rope, layout=STATE_LAYOUT, versions=versions)
+    mtp = int(draft_kv(example) is not None)
+    return fingerprint(
+        folder, kv_bits=kv_bits, mtp=mtp, dtypes=dtypes, rope=rope, layout=STATE_LAYOUT, versions=versions
+    )
 
 
 def _open_disk(name: str, layouts: Layouts, options: CacheOptions, warn: Callable[[str], None]) -> DiskTree | None:

@@ -16,6 +16,9 @@ class Stats:
 
     set_aside: sequences that had to give up their place, and read their text again
     batch: sequences in the last decode steps, on average   cached_tokens: prompt tokens not computed again, since start
+    drafted_tokens, accepted_tokens: guessed ahead, and those of them that stayed, since start
+    draft_depth, draft_note: of the last step, and why
+    tokens_per_step: that a sequence got from a step in which it drafted, on average, since start
     """
 
     prefill_speed: float
@@ -32,6 +35,11 @@ class Stats:
     live_bytes: int
     prefix_bytes: int
     evictions: int
+    drafted_tokens: int
+    accepted_tokens: int
+    tokens_per_step: float
+    draft_depth: int
+    draft_note: str
     active_bytes: int
     peak_bytes: int
 
@@ -43,6 +51,7 @@ class Counters:
         self._steps: deque[tuple[int, int, float]] = deque(maxlen=LAST_STEPS)  # prefilled, drawn, seconds
         self._waits: deque[float] = deque(maxlen=LAST_STEPS)
         self._requests = self._prompt = self._cached = self._answer = self._set_aside = 0
+        self._drafts = self._accepted = self._draft_steps = 0
 
     def entered(self, prompt: int, cached: int, queued: float) -> None:
         """A request took its place in the batch."""
@@ -51,6 +60,12 @@ class Counters:
         self._cached += cached
         self._waits.append(queued)
 
+    def drafted(self, drafts: int, accepted: int) -> None:
+        """A sequence drafted in a step."""
+        self._drafts += drafts
+        self._accepted += accepted
+        self._draft_steps += 1
+
     def set_aside(self) -> None:
         self._set_aside += 1
 
@@ -58,7 +73,17 @@ class Counters:
         self._steps.append((prefilled, drawn, seconds))
         self._answer += drawn
 
-    def stats(self, *, rows: int, waiting: int, live_bytes: int, prefix_bytes: int, evictions: int) -> Stats:
+    def stats(
+        self,
+        *,
+        rows: int,
+        waiting: int,
+        live_bytes: int,
+        prefix_bytes: int,
+        evictions: int,
+        draft_depth: int,
+        draft_note: str,
+    ) -> Stats:
         steps = list(self._steps)
         prefills = [(tokens, seconds) for tokens, _, seconds in steps if tokens]
         decodes = [(drawn, seconds) for tokens, drawn, seconds in steps if not tokens and drawn]
@@ -77,6 +102,11 @@ class Counters:
             live_bytes=live_bytes,
             prefix_bytes=prefix_bytes,
             evictions=evictions,
+            drafted_tokens=self._drafts,
+            accepted_tokens=self._accepted,
+            tokens_per_step=1 + self._accepted / self._draft_steps if self._draft_steps else 1.0,
+            draft_depth=draft_depth,
+            draft_note=draft_note,
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
         )

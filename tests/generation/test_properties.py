@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.request import Request
-from mlx_qwen35.options import GREEDY, Sampling
+from mlx_qwen35.options import GREEDY, Draft, Sampling
 from tests.support.cranked import Cranked, cranked, read
 from tests.support.networks import DEMO, known_tokens, network, random_ids
 from tests.support.plain import assert_plain
@@ -35,6 +35,7 @@ class Arrival:
     sampling: int = 0
     cancelled: int | None = None
     checkpoint: int = 0
+    draft: Draft = "auto"
 
     def request(self, known: int) -> Request:
         return Request(
@@ -45,6 +46,7 @@ class Arrival:
             seed=self.text,
             checkpoints=[self.checkpoint],
             kv_bits=self.bits,
+            draft=self.draft,
         )
 
 
@@ -58,6 +60,7 @@ arrivals = st.builds(
     sampling=st.integers(0, 2),
     cancelled=st.one_of(st.none(), st.none(), st.integers(0, 25)),
     checkpoint=st.integers(0, 60),
+    draft=st.sampled_from([1, 2, 4, "auto", "off"]),
 )
 windows = st.lists(st.one_of(st.integers(1, 8), st.sampled_from([31, 32, 33, 64])), min_size=1, max_size=4)
 
@@ -97,10 +100,10 @@ def by_schedule(served: Cranked, schedule: list[Arrival]) -> list:
 
 
 MIXED = [
-    Arrival(turn=i, text=0, length=20 + 9 * i, answer=8, bits=bits, sampling=i % 3, checkpoint=15)
-    for i, bits in enumerate([16, 8, 4, 16, 4, 8])
+    Arrival(turn=i, text=0, length=20 + 9 * i, answer=8, bits=bits, sampling=i % 3, checkpoint=15, draft=i or "off")
+    for i, bits in enumerate([16, 8, 4, 16, 4])
 ]
-LEAVING = [Arrival(0, 1, 9, 15), Arrival(0, 2, 9, 15, cancelled=9), Arrival(3, 0, 9, 15)]
+LEAVING = [Arrival(0, 1, 9, 15, draft=2), Arrival(0, 2, 9, 15, cancelled=9), Arrival(3, 0, 9, 15, draft=4)]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.errors import RequestError
-from mlx_qwen35.generation.sampling import Sampler, draw_together
+from mlx_qwen35.generation.sampling import Place, Sampler, draw
 from mlx_qwen35.options import GREEDY, Sampling
 
 NONE = mx.zeros(0, mx.uint32)
@@ -68,7 +68,8 @@ def test_the_draw_follows_the_filtered_distribution(sampling: Sampling) -> None:
 def test_rows_drawn_together_are_drawn_as_alone(sampling: Sampling) -> None:
     rows = mx.concatenate([LOGITS, LOGITS[:, ::-1], LOGITS * 0.1])
     for seed in range(20):
-        together = draw_together([Sampler(sampling, KNOWN, seed + i) for i in range(3)], rows)
+        samplers = [Sampler(sampling, KNOWN, seed + i) for i in range(3)]
+        together = draw([Place(s, NONE, NONE, s.keys(1)[0]) for s in samplers], rows)
         alone = [Sampler(sampling, KNOWN, seed + i)(rows[i : i + 1], NONE, NONE).item() for i in range(3)]
         assert together.tolist() == alone
 

@@ -1,0 +1,163 @@
+"""How many drafts pay: acceptance seen so far, against the seconds that steps of each depth took on this machine.
+
+Plain decode is the measure. A depth is chosen where the tokens it is expected to bring per second are more than plain
+decode's by a margin; otherwise none is, and now and then a few steps try again. Knows no model and reads no clock.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from mlx_qwen35.options import MOST_DRAFTS
+
+MARGIN = 1.03  # of the speed expected, over plain decode's; below, noise decides
+DECAY = 0.95  # of what a sequence showed, per draft: some thirty drafts are remembered
+PRIOR_WEIGHT = 3.0  # drafts that all sequences together count for at the beginning of one
+FIRST_CHANCE = 0.6  # of a draft to be accepted, before any was
+FIRST_COST = 0.1  # of a plain step's time, a draft, before any step was measured
+MEASURED = 3  # steps before a depth's time is believed; the first is not counted, it pays for what is made once
+REMEMBERED = 9  # steps whose median is a depth's time
+PLAIN_EVERY = 64  # steps with drafts until a plain one measures again what it costs
+PROBE_EVERY, PROBE_LATEST = 64, 1024  # plain steps until drafts are tried again; doubles while they do not pay
+PROBE_STEPS = 4
+
+
+class Record:
+    """How often the first, second, ... draft of a sequence stayed, given that those before it did."""
+
+    def __init__(self, prior: Record | None = None) -> None:
+        self._prior = prior
+        self._tries = [0.0] * MOST_DRAFTS
+        self._hits = [0.0] * MOST_DRAFTS
+
+    def saw(self, drafts: int, kept: int) -> None:
+        """Of `drafts` drafts the first `kept` stayed."""
+        for i in range(min(drafts, kept + 1)):
+            self._tries[i] = DECAY * self._tries[i] + 1
+            self._hits[i] = DECAY * self._hits[i] + (i < kept)
+        if self._prior is not None:
+            self._prior.saw(drafts, kept)
+
+    def chance(self, i: int) -> float:
+        """That draft number i (0, 1, ...) stays if those before it do."""
+        before = FIRST_CHANCE if self._prior is None else self._prior.chance(i)
+        return (self._hits[i] + PRIOR_WEIGHT * before) / (self._tries[i] + PRIOR_WEIGHT)
+
+    def tokens(self, depth: int) -> float:
+        """Expected of a step with `depth` drafts, the one that is drawn anyway counted."""
+        total = reach = 1.0
+        for i in range(depth):
+            reach *= self.chance(i)
+            total += reach
+        return total
+
+
+class Costs:
+    """Seconds of decode steps, by the number of rows, what the drafts came from, and the deepest of them."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Hashable, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._steps: dict[Hashable, int] = defaultdict(int)
+
+    def observe(self, rows: int, kind: str, depth: int, seconds: float) -> None:
+        key = _key(rows, kind, depth)
+        self._steps[key] += 1
+        if self._steps[key] > 1:
+            self._seconds[key].append(seconds)
+
+    def measured(self, rows: int, kind: str, depth: int) -> float | None:
+        """Seconds of such a step; None until a few were seen."""
+        key = _key(rows, kind, depth)
+        return statistics.median(self._seconds[key]) if self._steps[key] >= MEASURED else None
+
+    def ratio(self, rows: int, kind: str, depth: int) -> float | None:
+        """A step's time with drafts over one without; estimated where it was not measured. None without the latter."""
+        plain = self.measured(rows, kind, 0)
+        if plain is None or plain <= 0:
+            return None
+        known = {d: s / plain for d in range(1, MOST_DRAFTS + 1) if (s := self.measured(rows, kind, d)) is not None}
+        if depth in known:
+            return known[depth]
+        if not known:
+            return 1 + FIRST_COST * depth
+        nearest = min(known, key=lambda d: (abs(d - depth), -d))
+        return max(1.0, 1 + (known[nearest] - 1) * depth / nearest)
+
+
+def _key(rows: int, kind: str, depth: int) -> Hashable:
+    bucket = 1 << (rows - 1).bit_length()
+    return bucket, kind if depth else "", depth
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row that may draft: what it has shown, and how many drafts it could use now."""
+
+    record: Record
+    most: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Drafts for each row, and why, in words."""
+
+    depths: tuple[int, ...]
+    why: str
+
+
+@dataclass
+class Gate:
+    """Chooses depths, step by step, for all rows at once: what one row drafts, all wait for."""
+
+    costs: Costs = field(default_factory=Costs)
+    _plain: int = 0  # steps without drafts since the last ones with
+    _drafting: int = 0  # steps with drafts since the last one without
+    _probing: int = 0  # steps of a trial that are left
+    _wait: int = PROBE_EVERY
+
+    def choose(self, rows: int, kind: str, candidates: Sequence[Candidate]) -> Choice:
+        """rows: in the step, those that may not draft counted   kind: what the drafts would come from"""
+        none = (0,) * len(candidates)
+        most = max((c.most for c in candidates), default=0)
+        if most == 0:
+            return Choice(none, "nothing to draft from")
+        if self.costs.measured(rows, kind, 0) is None:
+            return Choice(none, "measuring a step without drafts")
+        speeds = {depth: self._speed(rows, kind, candidates, depth) for depth in range(1, most + 1)}
+        best = max(speeds, key=lambda depth: speeds[depth])
+        told = f"{best} {'draft' if best == 1 else 'drafts'}: {speeds[best]:.2f} times the speed of plain decode"
+        if speeds[best] > MARGIN:
+            self._plain, self._probing, self._wait = 0, 0, PROBE_EVERY
+            self._drafting += 1
+            if self._drafting % PLAIN_EVERY == 0:
+                return Choice(none, f"measuring a step without drafts ({told})")
+            return Choice(tuple(self._useful(rows, kind, c, best) for c in candidates), told)
+        self._plain += 1
+        if self._probing == 0 and self._plain >= self._wait:
+            self._probing, self._plain, self._wait = PROBE_STEPS, 0, min(2 * self._wait, PROBE_LATEST)
+        if self._probing:
+            self._probing -= 1
+            return Choice(tuple(min(1, c.most) for c in candidates), f"trying again ({told})")
+        return Choice(none, f"off: {told}")
+
+    def _speed(self, rows: int, kind: str, candidates: Sequence[Candidate], depth: int) -> float:
+        """Expected tokens per second, over plain decode's."""
+        ratio = self.costs.ratio(rows, kind, depth)
+        assert ratio is not None
+        tokens = sum(c.record.tokens(self._useful(rows, kind, c, depth)) for c in candidates)
+        return (tokens + rows - len(candidates)) / rows / ratio
+
+    def _useful(self, rows: int, kind: str, candidate: Candidate, depth: int) -> int:
+        """The depth up to which a row's drafts are worth their share of the step, where others go to `depth`."""
+        ratio = self.costs.ratio(rows, kind, depth)
+        assert ratio is not None
+        share = max(0.0, ratio - 1) / depth if rows > 1 else 0.0
+        reach = 1.0
+        for i in range(min(depth, candidate.most)):
+            reach *= candidate.record.chance(i)
+            if reach < share:
+                return i
+        return min(depth, candidate.most)

@@ -1,0 +1,178 @@
+"""Tokens guessed ahead of those that are drawn: by the checkpoint's MTP layer, or from what repeats in the text.
+
+Guesses cost time only: acceptance.py says which stay. Who drafts, from what and how deep is decided for all rows of a
+step together (depth.py), since what one drafts all wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_qwen35.caches.draft_memory import DraftKV
+from mlx_qwen35.caches.rows import draft_kv
+from mlx_qwen35.generation.acceptance import accepted
+from mlx_qwen35.generation.depth import Candidate, Costs, Gate, Record
+from mlx_qwen35.generation.row import Row
+from mlx_qwen35.generation.sampling import Place, draw
+from mlx_qwen35.models.model import Model
+from mlx_qwen35.models.windows import Window
+from mlx_qwen35.options import MOST_DRAFTS, Draft
+
+MTP, NGRAM = "mtp", "ngram"
+KINDS = (MTP, NGRAM)
+
+
+@dataclass
+class Drafts:
+    """One row's drafts in a step.   kind: where they come from   tokens: [depth], perhaps not computed yet"""
+
+    kind: str
+    depth: int
+    tokens: mx.array | None = None
+
+
+class Speculation:
+    """Drafts for the engine's rows; learns what pays."""
+
+    def __init__(self, model: Model, default: Draft = "auto") -> None:
+        """default: for requests that do not say"""
+        self._model, self._default = model, default
+        self._costs = Costs()
+        self._gates = {kind: Gate(self._costs) for kind in KINDS}
+        self._all = {kind: Record() for kind in KINDS}  # what sequences have shown, where a new one begins
+        self.depth, self.why = 0, "nothing was drafted yet"
+
+    # Who drafts
+
+    def propose(self, rows: Sequence[Row]) -> list[Drafts | None]:
+        """For each row of the next step its drafts; those of the MTP layer are computed by `draft`."""
+        fixed = [self._fixed(row) for row in rows]
+        free = [i for i, row in enumerate(rows) if self._wanted(row) == "auto" and self._room(row) > 0]
+        chosen: list[Drafts | None] = list(fixed)
+        for kind in KINDS:
+            offers = {i: offer for i in free if (offer := self._offer(rows[i], kind)) is not None}
+            if not any(offer.kind == kind for offer in offers.values()):
+                continue
+            # A row may draft from what repeats beside others that draft with the MTP layer.
+            candidates = [Candidate(self._record(rows[i], offer.kind), offer.depth) for i, offer in offers.items()]
+            choice = self._gates[kind].choose(len(rows), kind, candidates)
+            self.why = f"{kind}, {choice.why}"
+            for (i, offer), depth in zip(offers.items(), choice.depths):
+                if depth:
+                    chosen[i] = Drafts(offer.kind, depth, None if offer.tokens is None else offer.tokens[:depth])
+            if any(choice.depths):
+                break
+        self.depth = max((d.depth for d in chosen if d is not None), default=0)
+        return chosen
+
+    def _wanted(self, row: Row) -> Draft:
+        """What the request asks for."""
+        asked: Draft | None = row.request.draft
+        if asked is None or self._default == "off":  # then nothing is kept for drafts
+            return self._default
+        return asked
+
+    def _room(self, row: Row) -> int:
+        """How many drafts the answer and the context have room for."""
+        context = self._model.config.max_context - (row.fed + 1)
+        return min(MOST_DRAFTS, row.request.max_tokens - row.drawn - 1, context - 1)
+
+    def _fixed(self, row: Row) -> Drafts | None:
+        wanted = self._wanted(row)
+        if not isinstance(wanted, int) or (depth := min(wanted, self._room(row))) <= 0:
+            return None
+        if self._has_mtp(row):
+            return Drafts(MTP, depth)
+        return self._repeated(row, depth)
+
+    def _offer(self, row: Row, kind: str) -> Drafts | None:
+        """The most promising drafts a row has; without the MTP layer where `kind` is what repeats."""
+        repeated = self._repeated(row, self._room(row))
+        if kind == NGRAM or not self._has_mtp(row):
+            return repeated
+        guessed = Drafts(MTP, self._room(row))
+        if repeated is None:
+            return guessed
+        tokens = {d.kind: self._record(row, d.kind).tokens(d.depth) for d in (guessed, repeated)}
+        return repeated if tokens[NGRAM] >= tokens[MTP] else guessed
+
+    def _repeated(self, row: Row, most: int) -> Drafts | None:
+        found = row.ngrams.drafts(row.ids, most, row.unread)
+        return Drafts(NGRAM, len(found), mx.array(found, mx.uint32)) if found else None
+
+    @staticmethod
+    def _has_mtp(row: Row) -> bool:
+        return row.cache is not None and draft_kv(row.cache) is not None
+
+    def _record(self, row: Row, kind: str) -> Record:
+        return row.records.setdefault(kind, Record(self._all[kind]))
+
+    # Drafting
+
+    def draft(self, rows: Sequence[Row], proposals: Sequence[Drafts | None]) -> None:
+        """Run the MTP layer for those that draft with it, one pass for all a draft; nothing is read back."""
+        found = [(row, d) for row, d in zip(rows, proposals) if d is not None and d.tokens is None]
+        if not found:
+            return
+        found.sort(key=lambda pair: -pair[1].depth)
+        rows, depths = [row for row, _ in found], [d.depth for _, d in found]
+        hidden, drafts = self._first_pass(rows), [[] for _ in rows]
+        memories = [_memory(row) for row in rows]
+        for i in range(depths[0]):
+            n = sum(depth > i for depth in depths)
+            places = [_place(row, told) for row, told in zip(rows[:n], drafts)]
+            tokens = draw(places, self._model.logits(hidden[:n]))
+            for told, j in zip(drafts[:n], range(n)):
+                told.append(tokens[j : j + 1])
+            if (n := sum(depth > i + 1 for depth in depths)) > 0:
+                embeddings = self._model.embed(tokens[:n])
+                windows = [Window.of_embeddings(embeddings[j : j + 1], m.kv) for j, m in enumerate(memories[:n])]
+                hidden = self._model.mtp.packed(hidden[:n], windows)
+        for memory, (_, d), told in zip(memories, found, drafts):
+            memory.take_back(d.depth - 1)
+            d.tokens = told[0] if len(told) == 1 else mx.concatenate(told)
+
+    def _first_pass(self, rows: Sequence[Row]) -> mx.array:
+        """All that waits for the layer, and each row's next token; what the first drafts come from, [rows, C]."""
+        embeddings = self._model.embed(mx.concatenate([row.next_token for row in rows]))
+        hidden, windows, ends = [], [], []
+        for i, row in enumerate(rows):
+            memory = _memory(row)
+            before, after = memory.lend(embeddings[i : i + 1])
+            hidden.append(before)
+            windows.append(Window.of_embeddings(after, memory.kv))
+            ends.append((ends[-1] if ends else -1) + after.shape[0])
+        made = self._model.mtp.packed(mx.concatenate(hidden), windows)
+        return made if len(rows) == made.shape[0] else made[mx.array(ends)]
+
+    # What came of it
+
+    def accept(self, row: Row, drafts: Drafts, told: Sequence[int], drawn: Sequence[int]) -> int:
+        """How many of the drafts stay.   told: the drafts   drawn: the window's tokens, one more"""
+        kept = accepted(told, drawn)
+        self._record(row, drafts.kind).saw(drafts.depth, kept)
+        return kept
+
+    def stepped(self, proposals: Sequence[Drafts | None], seconds: float) -> None:
+        """A step without prefill took `seconds`."""
+        made = [d for d in proposals if d is not None]
+        kind = MTP if any(d.kind == MTP for d in made) else NGRAM
+        self._costs.observe(len(proposals), kind, max((d.depth for d in made), default=0), seconds)
+
+
+def _memory(row: Row) -> DraftKV:
+    memory = draft_kv(row.cache or [])
+    assert memory is not None
+    return memory
+
+
+def _place(row: Row, told: Sequence[mx.array]) -> Place:
+    """Where the row's next draft is drawn, after those in `told`."""
+    assert row.sampler is not None
+    sampler, answer = row.sampler, row.answer
+    if told and sampler.counts_tokens:
+        answer = mx.concatenate([answer, *(token.astype(mx.uint32) for token in told)])
+    return Place(sampler, row.prompt, answer, sampler.keys(len(told) + 1)[-1])
