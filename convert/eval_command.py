@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -65,10 +67,26 @@ def run(args: argparse.Namespace) -> int:
             comparison=evaluation.comparisons[name],
             noise_floor=evaluation.noise_floor,
             points={bits: (sizes[bits], evaluation.comparisons[label]) for bits, label in points.items()},
-            command=f"mlx-qwen35 eval kl {args.source} {args.quantized[0]} --card",
+            command=_command(args),
         )
         print(f"wrote {', '.join(write_card(conversion.folder, card))} in {conversion.folder}", file=sys.stderr)
     return 0
+
+
+def card_of(source: str, out: Path) -> None:
+    """Measure a conversion as `eval kl --card` does, and write its card; the table goes to stderr."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with contextlib.redirect_stdout(sys.stderr):
+        run(parser.parse_args([source, str(out), "--card"]))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """That measures the same again."""
+    words = ["mlx-qwen35", "eval", "kl", args.source, args.quantized[0], "--card"]
+    words += ["--texts", str(args.texts)] if args.texts else []
+    words += ["--tokens", str(args.tokens)] if args.tokens != TOKENS else []
+    return shlex.join(words)
 
 
 def _label(name: str, names: list[str]) -> str:

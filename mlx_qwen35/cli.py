@@ -184,7 +184,7 @@ def run_convert(args: argparse.Namespace) -> None:
     if args.dry_run:
         show_plan(args.source, options)
     else:
-        convert_visibly(args.source, args.out, options, args.upload)
+        convert_visibly(args.source, args.out, options, args.upload, args.card)
 
 
 def run_eval(args: argparse.Namespace) -> None:

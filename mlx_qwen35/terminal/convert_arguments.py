@@ -57,6 +57,7 @@ def add_convert_options(parser: Parser) -> None:
     parts.add_argument("--mtp-source", metavar="MODEL", help="take the MTP layer from this one, the original")
     parts.add_argument("--vision", default="keep", metavar="WHAT", help="the vision tower: keep or drop (keep)")
     parser.add_argument("--dry-run", action="store_true", help="show the plan; download headers only, write nothing")
+    parser.add_argument("--card", action="store_true", help="measure it when done, and write a model card with a plot")
     parser.add_argument("--upload", metavar="ORG/NAME", help="to the hub, when done")
     parser.add_argument("--block", type=size(True), metavar="SIZE", help="working memory of the conversion (256MB)")
     parser.add_argument(

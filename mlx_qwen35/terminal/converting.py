@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_qwen35.convert import ConversionPlan, ConversionReport, Options, convert, plan_conversion
+from mlx_qwen35.convert.eval_command import card_of
 from mlx_qwen35.convert.table import memory_line, table_of
 from mlx_qwen35.convert.upload import check_upload, upload
 from mlx_qwen35.convert.verify import outliers
@@ -17,7 +18,9 @@ from mlx_qwen35.terminal.safe_text import one_line
 SHOWN_OUTLIERS = 5
 
 
-def convert_visibly(source: str, out: Path | None, options: Options, upload_to: str | None = None) -> None:
+def convert_visibly(
+    source: str, out: Path | None, options: Options, upload_to: str | None = None, card: bool = False
+) -> None:
     """Convert; the folder's name to stdout, everything else to stderr. Raises UserError."""
     if upload_to:
         check_upload(upload_to)  # hours of work should not end at a missing login
@@ -41,6 +44,8 @@ def convert_visibly(source: str, out: Path | None, options: Options, upload_to: 
     finally:
         bars.close()
     _summarise(report)
+    if card:
+        card_of(source, report.out)
     if upload_to:
         _tell(f"Uploading to {upload_to} ...")
         _tell(f"Uploaded: {upload(report.out, upload_to)}")

@@ -14,6 +14,7 @@ import pytest
 
 from mlx_qwen35 import demo_checkpoint
 from mlx_qwen35.chat.tokenizer import Tokenizer
+from mlx_qwen35.cli import main
 from mlx_qwen35.convert import eval_command
 from mlx_qwen35.convert.evaluate import Measure, eval_kl
 from mlx_qwen35.convert.layerwise import LayerwiseModel
@@ -190,8 +191,20 @@ def test_the_command_prints_a_table_and_writes_a_card(
     assert sizes == sorted(sizes)
     assert (copy / "quality.png").read_bytes().startswith(b"\x89PNG")
     readme = (copy / "README.md").read_text()
+    assert f"eval kl {source} {copy} --card --tokens 300\n" in readme
     assert readme.startswith("---\nlicense:")
     assert "stock 4 bits" in readme
+
+
+def test_convert_writes_the_card_too_and_stdout_stays_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(eval_command, "TOKENS", 200)
+    out = tmp_path / "out"
+    assert main(["convert", "demo", "--out", str(out), "--card"]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert {"README.md", "quality.json", "quality.png"} <= {p.name for p in out.iterdir()}
+    assert f"eval kl demo {out} --card\n" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("more", "told"), [(["--tokens", "1"], "too little"), (["other", "--card"], "one conversion")])
