@@ -5,9 +5,10 @@ Knows nothing of how bytes are read or written (stream.py), or of how formats ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mlx_qwen35.convert.layout import MTP_FILE, OutputTensor, header_of, in_shards, placed, shard_name
 from mlx_qwen35.convert.options import Options
@@ -90,7 +91,9 @@ class ConversionPlan:
     def bits_per_weight(self) -> float:
         """Of the language model and its MTP layer; the vision tower does not count."""
         jobs = [job for job in self.jobs if job.parameter.place.role != "vision"]
-        return 8 * sum(job.nbytes for job in jobs) / sum(j.parameter.rows * j.parameter.width for j in jobs)
+        modules = self.source.survey.model.named_modules()
+        bits = {f"{path}.weight": module.bits for path, module in modules if hasattr(module, "bits")}
+        return 8 * sum(job.nbytes for job in jobs) / sum(_weights(job.parameter, bits) for job in jobs)
 
     @property
     def token_bytes(self) -> int:
@@ -106,6 +109,14 @@ class ConversionPlan:
     @property
     def has_vision(self) -> bool:
         return any(job.parameter.place.role == "vision" for job in self.jobs)
+
+
+def _weights(parameter: Parameter, packed: Mapping[str, Any]) -> int:
+    """packed: the bits of what the source has packed already; scales and biases are no weights"""
+    count = parameter.rows * parameter.width
+    if parameter.dtype == "U32":
+        return count * 32 // packed[parameter.target]
+    return 0 if parameter.target.endswith((".scales", ".biases")) else count
 
 
 def plan_conversion(source: Source | str | Path, options: Options | None = None) -> ConversionPlan:
