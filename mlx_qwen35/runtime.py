@@ -8,6 +8,7 @@ for event in runtime.chat(ChatRequest([{"role": "user", "content": "Hello"}])):
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,10 @@ from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.answer import Answer
 from mlx_qwen35.chat.events import Event
+from mlx_qwen35.chat.folding import Folding, Message
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
 from mlx_qwen35.chat.parser import OutputParser, PlainText
+from mlx_qwen35.chat.reply import gathered
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.chat.template import ChatTemplate
 from mlx_qwen35.chat.tokenizer import Tokenizer
@@ -54,6 +57,7 @@ class ChatRequest:
     sampling: what to change of it, by the names of `options.Sampling`
     max_tokens: of the answer, thinking included; by default 32,768 or what the context has room for
     stop: strings that end the answer (in content, not in reasoning)
+    fold_at: tokens of prompt beyond which older turns are summarised, see chat/folding.py; None never does
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -65,6 +69,7 @@ class ChatRequest:
     stop: Sequence[str] = ()
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    fold_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Runtime:
         self.tokenizer = tokenizer
         self.template = ChatTemplate.from_folder(folder)
         self.transcript = Transcript(self.tokenizer, self.template)
+        self._folding = Folding()
         self.notes = loaded.notes  # what people should know of how it was loaded
         self._thread, self._closing = thread, threading.RLock()
         self._engine = thread.call(lambda: start_engine(loaded.model, thread, folder, cache_bytes, caches, warn))
@@ -197,11 +203,32 @@ class Runtime:
     def prepare(self, request: ChatRequest, hold: Hold | None = None) -> Prepared:
         """Render and check a request. For callers with a loop of their own, or a session; all others use `chat`.
 
-        Takes milliseconds, for long conversations more. Raises RequestError when it cannot be rendered or run.
+        Takes milliseconds, for long conversations more; where one is folded, as long as the model takes to summarise
+        it. Raises RequestError when it cannot be rendered or run.
         """
+        if request.fold_at is not None:
+            request = self._folded(request, request.fold_at)
         text = self.render(request)
         parser = OutputParser(normalise_tools(request.tools), self.template.opens_thinking(text))
         return self._prepared(request, self.transcript.prompt(text), self.sampling(request), parser, hold)
+
+    def _folded(self, request: ChatRequest, limit: int) -> ChatRequest:
+        """The request with older turns summarised where it is longer than `limit` tokens; see chat/folding.py."""
+        request = replace(request, fold_at=None)
+
+        def prompt_tokens(messages: list[Message]) -> int:
+            return len(self.prompt(replace(request, messages=messages)).ids)
+
+        def message_tokens(message: Message) -> int:
+            return len(self.tokenizer.encode(json.dumps(message, ensure_ascii=False, default=str)))
+
+        def summarise(messages: list[Message], tokens: int) -> str:
+            # The same tools, so that the prompt begins as the conversation's own, which was computed before.
+            asked = ChatRequest(messages, request.tools, False, sampling={"temperature": 0.0}, max_tokens=tokens)
+            return gathered(self.submit(self.prepare(asked)).events()).content
+
+        said = normalise_messages(request.messages)
+        return replace(request, messages=self._folding.apply(said, limit, prompt_tokens, message_tokens, summarise))
 
     def prepare_text(self, request: TextRequest) -> Prepared:
         """The same for a text to go on with. Raises RequestError."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,11 @@ from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.answer import Answer
 from mlx_qwen35.chat.events import Content, Event, Finished, PrefillProgress, Reasoning, ToolCallEnd
 from mlx_qwen35.chat.parser import OutputParser
+from mlx_qwen35.chat.reply import gathered
 from mlx_qwen35.chat.stop import StopStrings
-from mlx_qwen35.errors import MemoryPlanError, RequestError, UserError
+from mlx_qwen35.errors import ConfigError, MemoryPlanError, RequestError, UserError
+from mlx_qwen35.hub.machine import Machine
+from mlx_qwen35.models import fit
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.options import GREEDY
 from mlx_qwen35.runtime import ChatRequest, Runtime, released_size
@@ -110,10 +115,18 @@ def test_a_checkpoint_may_ask_for_greedy(tmp_path: Path) -> None:
     assert runtime.sampling(ChatRequest(HELLO, preset="thinking")).temperature == 1.0
 
 
-def test_a_model_too_large_for_this_machine_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_model_too_large_for_this_machine_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_tiny_chat(tmp_path / "large")
+    monkeypatch.setattr(fit, "machine", lambda: Machine(1 << 20, 1 << 20, 1 << 20, "a very small one"))
     with pytest.raises(MemoryPlanError, match="--force"):
-        Runtime.load(str(folder), context=1 << 40)
+        Runtime.load(str(folder))
+
+
+def test_a_context_that_nothing_reaches_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="as far as YaRN takes it"):
+        Runtime.load(str(write_tiny_chat(tmp_path / "tiny")), context=1 << 22)
 
 
 def test_released_sizes_are_recognised(runtime: Runtime) -> None:
@@ -163,3 +176,21 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> No
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="tokens, but the network"):
         Runtime.load(str(folder))
+
+
+def test_a_conversation_that_outgrows_its_limit_is_folded_and_what_was_computed_of_it_reused() -> None:
+    demo, limit, usages = Runtime.load("demo"), 800, []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}]
+    for turn in range(14):
+        messages.append({"role": "user", "content": f"What is {turn} plus 2? " + "Please tell me in one word. " * 5})
+        request = ChatRequest(messages, enable_thinking=False, max_tokens=20, fold_at=limit, seed=turn)
+        reply = gathered(demo.submit(demo.prepare(request)).events())
+        usages.append(reply.usage)
+        messages.append(reply.message)
+    demo.close()
+    sizes = [usage.prompt_tokens for usage in usages]
+    assert max(sizes) <= limit
+    assert 1 <= sum(b < a for a, b in pairwise(sizes)) <= 3
+    # All but the last answer, which the template writes without its empty think block, and the new question.
+    grown = [b for a, b in pairwise(usages) if b.prompt_tokens > a.prompt_tokens]
+    assert all(usage.prompt_tokens - usage.cached_tokens < 150 for usage in grown)
