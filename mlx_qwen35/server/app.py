@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from mlx_qwen35.server import chat_completions, completions, models
+from mlx_qwen35.server import anthropic, chat_completions, completions, models, openai_responses
 from mlx_qwen35.server.exchange import Exchange
 from mlx_qwen35.server.gate import Gate
 from mlx_qwen35.server.guard import check_caller, cross_origin_headers, is_preflight
@@ -26,6 +26,8 @@ from mlx_qwen35.server.settings import Settings
 ENDPOINTS: tuple[Callable[[Served], Sequence[Endpoint]], ...] = (
     chat_completions.endpoints,
     completions.endpoints,
+    openai_responses.endpoints,
+    anthropic.endpoints,
     models.endpoints,
 )
 NOWHERE = "(other)"  # for counts and the log: what a client makes up is not repeated there

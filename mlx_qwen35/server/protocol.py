@@ -15,10 +15,11 @@ runtime (a RequestError becomes a 400 whose `param` is the field that its messag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from mlx_qwen35.chat.canonical import RULES, canonical
 from mlx_qwen35.chat.events import Event, Usage
 from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.runtime import ChatRequest, Runtime, TextRequest
@@ -71,12 +72,21 @@ class Frame:
 
 @dataclass(frozen=True)
 class Served:
-    """What the server was started with. names: all names of the model that a request may use"""
+    """What the server was started with. names: all names of the model that a request may use
+
+    rules: those of `chat.canonical` that are on
+    """
 
     runtime: Runtime
     names: Sequence[str]
     created: int  # seconds since 1970
     quotes: bool = False  # whether notes on the cache may quote earlier prompts, which may be another client's
+    rules: Collection[str] = RULES
+
+    def canonical(self, request: ChatRequest) -> ChatRequest:
+        """The same request, so written that what was computed for the one before it can be used."""
+        messages, tools = canonical(request.messages, request.tools, self.rules)
+        return replace(request, messages=messages, tools=tools)
 
     def cache_note(self, usage: Usage) -> str:
         """Why not more of the prompt was reused: where it departs from an earlier one, without the texts."""

@@ -1,0 +1,64 @@
+"""Objects inside a body, of which a `type` says what they are: typed like the body itself, refused by their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from mlx_qwen35.asking import OTHERS, SAMPLING, chat_request
+from mlx_qwen35.runtime import ChatRequest
+from mlx_qwen35.server.body import typed
+from mlx_qwen35.server.protocol import Refused
+
+T = TypeVar("T")
+MEDIA = "images, files and video come in a later release; send text only for now"
+
+
+def part(value: Any, kind: type[T], place: str) -> T:
+    """`value` as a msgspec Struct. Raises Refused (400), whose `param` begins with `place`."""
+    if not isinstance(value, dict):
+        raise bad(place, f"expected an object, got {_kind(value)}")
+    try:
+        return typed(value, kind)
+    except Refused as refused:
+        inner = f"{place}.{refused.param}" if refused.param else place
+        what = str(refused).partition(": ")[2] or str(refused)
+        raise Refused(400, f"{inner}: {what}", param=inner, code=refused.code) from None
+
+
+def request_of(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, think: bool | None, **options: Any
+) -> ChatRequest:
+    """`asking.chat_request`. Raises Refused for what this release does not obey, but for how long to think."""
+    for name in [name for name in options if name not in (*SAMPLING, *OTHERS)]:
+        value = options.pop(name)
+        if name == "tool_choice" and value == "none":
+            tools = None
+        elif value is not None and name not in ("thinking_budget", "reasoning_effort"):
+            raise bad(name, "not supported in this release", "unsupported_parameter")
+    return chat_request(messages, tools, think, **options)
+
+
+def kind_of(value: Any, place: str, default: str | None = None) -> str:
+    """The `type` of an object. Raises Refused."""
+    if not isinstance(value, Mapping):
+        raise bad(place, f"expected an object, got {_kind(value)}")
+    kind = value.get("type", default)
+    if not isinstance(kind, str):
+        raise bad(f"{place}.type", "missing" if kind is None else f"expected a string, got {_kind(kind)}")
+    return kind
+
+
+def bad(place: str, what: str, code: str | None = None) -> Refused:
+    """A refusal of the field at `place`."""
+    return Refused(400, f"{place}: {what}.", param=place, code=code)
+
+
+def media(place: str) -> Refused:
+    """The refusal of an image, a file or a video."""
+    return bad(place, MEDIA, "unsupported_media")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
