@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, Unpack
 
+from mlx_qwen35.chat.constraints import answer_form, thinking
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.options import Sampling
 from mlx_qwen35.runtime import ChatRequest, TextRequest
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
-OTHERS = ("preset", "max_tokens", "stop", "seed", "logit_bias")
+FORMS = ("response_format", "schema", "regex", "choices", "grammar")
+OF_CHATS = ("thinking_budget", "reasoning_effort", "tool_choice", "parallel_tool_calls")
+OTHERS = ("preset", "max_tokens", "stop", "seed", "logit_bias", *FORMS, *OF_CHATS)
 
 Messages = str | Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -25,6 +28,16 @@ class Options(TypedDict, total=False):
     max_tokens: of the answer, thinking included
     stop: strings that end the answer; they are not part of it
     seed: the same one gives the same answer   logit_bias: token id -> what to add to its logit
+
+    Of the answer's form, one of these; thinking stays free:
+    response_format: OpenAI's   schema: a JSON schema, a shorter word for it   regex: that the whole answer matches
+    choices: texts, one of which is the answer   grammar: in llguidance's kind of Lark
+
+    Of chats alone:
+    thinking_budget: tokens after which thinking is brought to its end; 0 switches it off
+    reasoning_effort: "none", "minimal" (256), "low" (1,024), "medium" (4,096), "high" (16,384 tokens), "xhigh"
+    tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}
+    parallel_tool_calls: False for one call an answer at most
     """
 
     preset: str | None
@@ -39,6 +52,15 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str] | None
     seed: int | None
     logit_bias: Mapping[int, float] | None
+    response_format: Mapping[str, Any] | None
+    schema: Mapping[str, Any] | None
+    regex: str | None
+    choices: Sequence[str] | None
+    grammar: str | None
+    thinking_budget: int | None
+    reasoning_effort: str | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
 
 
 def chat_request(
@@ -57,6 +79,8 @@ def text_request(prompt: str | Sequence[int], **options: Unpack[Options]) -> Tex
     ids = isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray))
     if not isinstance(prompt, str) and not (ids and all(type(token) is int and token >= 0 for token in prompt)):
         raise RequestError("The prompt should be text or a list of token ids.")
+    if of_chats := [name for name in OF_CHATS if options.get(name) is not None]:
+        raise RequestError(f"{of_chats[0]} is of a conversation, and no option of a text to go on with.")
     return TextRequest(prompt, **checked(options))
 
 
@@ -92,6 +116,14 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         bias = given["logit_bias"]
         sound = isinstance(bias, Mapping) and all(type(k) is int and _is_number(v) for k, v in bias.items())
         _check("logit_bias", sound, "a mapping from token ids to numbers", given)
+    if "parallel_tool_calls" in given:
+        _check("parallel_tool_calls", isinstance(given["parallel_tool_calls"], bool), "True or False", given)
+    if "schema" in given:
+        _check("schema", "response_format" not in given, "given without response_format", given)
+        given["response_format"] = {"type": "json_schema", "json_schema": {"schema": given.pop("schema")}}
+    forms = ("response_format", "regex", "choices", "grammar")
+    answer_form(*(given.get(name) for name in forms))
+    thinking(None, given.get("thinking_budget"), given.get("reasoning_effort"))
     sampling = {name: given.pop(name) for name in SAMPLING if name in given}
     return {**given, "sampling": sampling}
 

@@ -92,15 +92,15 @@ class Guides:
         functions = functions_of(asked.tools)
         if asked.tool_choice.name is not None:
             functions = [function for function in functions if function.name == asked.tool_choice.name][:1]
-        grammar = Grammar("grammar", call_grammar(functions, asked.parallel, WHITESPACE))
+        grammar = Grammar("tool calls", call_grammar(functions, asked.parallel, WHITESPACE))
         if self._compiler().problem(grammar):
             functions = [self._followable(function) for function in functions]
-            grammar = Grammar("grammar", call_grammar(functions, asked.parallel, WHITESPACE))
+            grammar = Grammar("tool calls", call_grammar(functions, asked.parallel, WHITESPACE))
         return self._compiler().guide(grammar)
 
     def _followable(self, function: Function) -> Function:
         """The function as far as its calls can be followed. RequestError for a strict one that cannot."""
-        problem = self._compiler().problem(Grammar("grammar", call_grammar([function], False, WHITESPACE)))
+        problem = self._compiler().problem(Grammar("tool calls", call_grammar([function], False, WHITESPACE)))
         if problem and function.strict:
             raise RequestError(f"The tool {function.name!r:.60} is strict, but its parameters cannot be: {problem}")
         return replace(function, plain=bool(problem))

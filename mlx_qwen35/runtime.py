@@ -19,6 +19,7 @@ from typing import Any
 from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.answer import Answer
+from mlx_qwen35.chat.constraints import answer_form, thinking, tool_choice
 from mlx_qwen35.chat.events import Event
 from mlx_qwen35.chat.folding import Folding, Message
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
@@ -35,6 +36,7 @@ from mlx_qwen35.generation.request import Request
 from mlx_qwen35.generation.sampling import check_sampling
 from mlx_qwen35.generation.start import start_engine
 from mlx_qwen35.generation.stats import Stats
+from mlx_qwen35.guiding import Guidance, Guides
 from mlx_qwen35.hub.family import FAMILY
 from mlx_qwen35.hub.jsonfile import read_json
 from mlx_qwen35.models.config import ModelConfig, read_config
@@ -53,11 +55,17 @@ class ChatRequest:
 
     messages: OpenAI form, `{"role": ..., "content": ...}`   tools: OpenAI form
     enable_thinking: None leaves it to the checkpoint's template
+    thinking_budget: tokens of thinking, after which the block is closed; 0 is thinking off
+    reasoning_effort: a name of `chat.constraints.EFFORTS`, which stands for a budget
+    tool_choice: "auto", "none", "required", or the one tool to call, in OpenAI's form
+    parallel_tool_calls: whether one answer may make several calls
     preset: a name of `chat.presets`; by default the one that fits thinking on or off
     sampling: what to change of it, by the names of `options.Sampling`
     max_tokens: of the answer, thinking included; by default 32,768 or what the context has room for
     stop: strings that end the answer (in content, not in reasoning)
     fold_at: tokens of prompt beyond which older turns are summarised, see chat/folding.py; None never does
+    response_format: OpenAI's: "json_schema", "json_object" or "text"   regex: that the whole answer matches
+    choices: texts, one of which is the answer   grammar: of the answer, in llguidance's kind of Lark
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -70,6 +78,14 @@ class ChatRequest:
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     fold_at: int | None = None
+    thinking_budget: int | None = None
+    reasoning_effort: str | None = None
+    tool_choice: str | Mapping[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    response_format: Mapping[str, Any] | None = None
+    regex: str | None = None
+    choices: Sequence[str] | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,10 @@ class TextRequest:
     stop: Sequence[str] = ()
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    response_format: Mapping[str, Any] | None = None
+    regex: str | None = None
+    choices: Sequence[str] | None = None
+    grammar: str | None = None
 
 
 class Runtime:
@@ -109,6 +129,7 @@ class Runtime:
         self.template = ChatTemplate.from_folder(folder)
         self.transcript = Transcript(self.tokenizer, self.template)
         self._folding = Folding()
+        self._guides = Guides(tokenizer)
         self.notes = loaded.notes  # what people should know of how it was loaded
         self._thread, self._closing = thread, threading.RLock()
         self._engine = thread.call(lambda: start_engine(loaded.model, thread, folder, cache_bytes, caches, warn))
@@ -177,17 +198,15 @@ class Runtime:
         return sampling
 
     def thinks(self, request: ChatRequest) -> bool:
-        """Whether the answer to `request` begins with a think block."""
-        asked = request.enable_thinking
+        """Whether the answer to `request` begins with a think block. RequestError for a budget that is none."""
+        asked, _ = thinking(request.enable_thinking, request.thinking_budget, request.reasoning_effort)
         return self.template.thinking_by_default if asked is None else asked
 
     def render(self, request: ChatRequest) -> str:
         """The prompt as text: the checkpoint's own chat template applied to the request."""
-        return self.template.render(
-            normalise_messages(request.messages),
-            tools=normalise_tools(request.tools),
-            enable_thinking=request.enable_thinking,
-        )
+        enable, _ = thinking(request.enable_thinking, request.thinking_budget, request.reasoning_effort)
+        tools = normalise_tools(request.tools)
+        return self.template.render(normalise_messages(request.messages), tools=tools, enable_thinking=enable)
 
     def prompt(self, request: ChatRequest) -> Prompt:
         """The prompt as token ids, answers of this runtime in it as they were sampled."""
@@ -208,9 +227,18 @@ class Runtime:
         """
         if request.fold_at is not None:
             request = self._folded(request, request.fold_at)
-        text = self.render(request)
-        parser = OutputParser(normalise_tools(request.tools), self.template.opens_thinking(text))
-        return self._prepared(request, self.transcript.prompt(text), self.sampling(request), parser, hold)
+        text, tools = self.render(request), normalise_tools(request.tools)
+        in_reasoning, choice = self.template.opens_thinking(text), tool_choice(request.tool_choice, tools)
+        asked = Guidance(
+            in_reasoning,
+            thinking(request.enable_thinking, request.thinking_budget, request.reasoning_effort)[1],
+            answer_form(request.response_format, request.regex, request.choices, request.grammar),
+            tools,
+            choice,
+            request.parallel_tool_calls,
+        )
+        parser = OutputParser(None if choice.mode == "none" else tools, in_reasoning)
+        return self._prepared(request, self.transcript.prompt(text), self.sampling(request), parser, hold, asked)
 
     def _folded(self, request: ChatRequest, limit: int) -> ChatRequest:
         """The request with older turns summarised where it is longer than `limit` tokens; see chat/folding.py."""
@@ -224,7 +252,9 @@ class Runtime:
 
         def summarise(messages: list[Message], tokens: int) -> str:
             # The same tools, so that the prompt begins as the conversation's own, which was computed before.
-            asked = ChatRequest(messages, request.tools, False, sampling={"temperature": 0.0}, max_tokens=tokens)
+            asked = ChatRequest(
+                messages, request.tools, False, sampling={"temperature": 0.0}, max_tokens=tokens, tool_choice="none"
+            )
             return gathered(self.submit(self.prepare(asked)).events()).content
 
         said = normalise_messages(request.messages)
@@ -236,7 +266,8 @@ class Runtime:
         prompt = self.transcript.prompt(given) if isinstance(given, str) else self.transcript.read(given)
         # One text is often gone on with several times: only its last token is computed again.
         prompt = replace(prompt, pivots=(*prompt.pivots, len(prompt.ids) - 1))
-        return self._prepared(request, prompt, self.sampling(request), PlainText(), None)
+        form = answer_form(request.response_format, request.regex, request.choices, request.grammar)
+        return self._prepared(request, prompt, self.sampling(request), PlainText(), None, Guidance(form=form))
 
     def _prepared(
         self,
@@ -245,6 +276,7 @@ class Runtime:
         sampling: Sampling,
         parser: OutputParser | PlainText,
         hold: Hold | None,
+        guidance: Guidance,
     ) -> Prepared:
         max_tokens = USUAL_ANSWER if request.max_tokens is None else request.max_tokens
         if max_tokens < 1:
@@ -260,6 +292,7 @@ class Runtime:
             prompt.pivots,
             self.caches.kv_bits,
             hold,
+            guide=self._guides.guide(guidance, min(max_tokens, self.config.max_context - len(prompt.ids))),
         )
         return Prepared(prompt, asked, Answer(parser, StopStrings(request.stop)))
 

@@ -213,6 +213,8 @@ class Engine:
     # Launching
 
     def _next_step(self) -> Step | None:
+        if any(row.waits_for_token for row in self._places.rows):
+            self._collect()
         now = self._clock()
         decoding = [row for row in self._places.rows if not row.prefilling and row.decoding]
         prefilling = [row for row in self._places.rows if row.prefilling]
@@ -227,6 +229,8 @@ class Engine:
 
     def _launch(self, decoding: Sequence[Row], prefills: Sequence[tuple[Row, int]], now: float) -> Step:
         step = self._launcher.launch(decoding, prefills, now)
+        for row, error in step.failed:
+            self._fail(row, error)
         for row, _ in prefills:
             if row.at_checkpoint and not row.is_tight:
                 self._places.remember(row)
@@ -265,7 +269,7 @@ class Engine:
             return 0
         kept = self._speculation.accept(row, drafts, drawn.told, drawn.tokens)
         tokens = drawn.tokens[: kept + 1]
-        ends = next((i + 1 for i, token in enumerate(tokens) if token in row.request.stop_ids), len(tokens))
+        ends = row.ending(tokens)
         row.keep(window, tokens[:ends])
         row.line.decoded = row.line.decoded.and_step(drafts.depth, ends - 1)
         self._counters.drafted(drafts.depth, ends - 1)
@@ -276,14 +280,18 @@ class Engine:
 
     def _hand_out(self, row: Row, token: int, finite: bool) -> None:
         if not finite:
-            self._places.let_go(row)
-            row.fail(
-                CheckpointError(
-                    f"The network's output is not finite after {len(row.ids)} tokens; the checkpoint is damaged or its "
-                    "quantization too coarse. Try another conversion of it."
-                )
+            error = CheckpointError(
+                f"The network's output is not finite after {len(row.ids)} tokens; the checkpoint is damaged or its "
+                "quantization too coarse. Try another conversion of it."
             )
-        elif reason := row.reads(token):
+            self._fail(row, error)
+            return
+        try:
+            reason = row.reads(token)
+        except RequestError as error:  # its guide cannot follow
+            self._fail(row, error)
+            return
+        if reason:
             self._places.retire(row)
             row.end(reason)
         elif len(row.ids) >= self._model.config.max_context:
@@ -292,11 +300,15 @@ class Engine:
 
     # Leaving
 
+    def _fail(self, row: Row, error: BaseException) -> None:
+        """End one row; the others go on."""
+        self._places.let_go(row)
+        row.fail(error)
+
     def _fail_all(self, error: BaseException) -> None:
         self._flying = None
         for row in list(self._places.rows):
-            self._places.let_go(row)
-            row.fail(error)
+            self._fail(row, error)
 
     def _give_up(self) -> None:
         """Whoever waits for an answer learns that it was cut short; nobody is let in any more."""

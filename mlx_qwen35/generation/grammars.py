@@ -6,6 +6,9 @@ goes beyond ends in a RequestError of one line.
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +21,7 @@ import numpy as np
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.guides import Guide, Mask
 
-Kind = Literal["json schema", "regex", "grammar"]
+Kind = Literal["json schema", "regex", "grammar", "tool calls"]
 
 MAX_CHARS = 1 << 20  # of one grammar
 CACHED = 64  # compiled grammars
@@ -28,6 +31,11 @@ LIMITS |= {"max_lexer_states": 50_000, "max_grammar_size": 200_000}
 # JSON between its marks: as one line, or with line breaks and an indentation. Without an end, white space is what a
 # model that has nothing left to say says for ever.
 WHITESPACE = r" ?|\n[ \t]{0,40}"
+# What all parts of an intersection have in common may take for ever to find out, and llguidance's limits do not end it.
+# Where a grammar intersects, it is therefore tried first in a process that can be ended.
+TRIAL = "import sys, llguidance; llguidance.LLMatcher.validate_grammar(sys.stdin.read())"
+TRIAL_SECONDS = 10
+PICTURE = re.compile(r"\s*(\d+ \||\^*$)")  # a line of source in an explanation, or the mark under it
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,10 @@ class Grammars:
             raise RequestError(f"The {grammar.kind} has {len(grammar.text):,} characters; at most {MAX_CHARS:,} fit.")
         limits = llguidance.LLParserLimits(**LIMITS, verbose_errors=False)
         try:
-            matcher = llguidance.LLMatcher(self.vocabulary.tokenizer, _source(grammar), log_level=0, limits=limits)
+            source = _source(grammar)
+            if _intersects(grammar):
+                _try_out(source, grammar)
+            matcher = llguidance.LLMatcher(self.vocabulary.tokenizer, source, log_level=0, limits=limits)
         except ValueError as error:
             raise RequestError(f"The {grammar.kind} cannot be used: {_one_line(str(error))}") from None
         if matcher.is_error():
@@ -128,11 +139,26 @@ def _source(grammar: Grammar) -> str:
     if grammar.kind == "json schema":
         options = {"whitespace_pattern": WHITESPACE, "lenient": grammar.lenient}
         return matcher.grammar_from_json_schema(grammar.text, overrides=options)  # pyright: ignore
-    return matcher.grammar_from_regex(grammar.text) if grammar.kind == "regex" else _lark(grammar.text)
+    return (
+        matcher.grammar_from_regex(grammar.text) if grammar.kind == "regex" else matcher.grammar_from_lark(grammar.text)
+    )
 
 
-def _lark(text: str) -> str:
-    return llguidance.LLMatcher.grammar_from_lark(text)
+def _intersects(grammar: Grammar) -> bool:
+    """Whether it may ask for what is several things at once. (Tool calls do so themselves, in a way that is known.)"""
+    text = grammar.text
+    if grammar.kind == "grammar" and ("&" in text or "~" in text):
+        return True
+    return "allOf" in text or ("$ref" in text and "pattern" in text)
+
+
+def _try_out(source: str, grammar: Grammar) -> None:
+    try:
+        subprocess.run([sys.executable, "-c", TRIAL], input=source.encode(), timeout=TRIAL_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise RequestError(
+            f"The {grammar.kind} could not be compiled in {TRIAL_SECONDS} s; ask for less at once (allOf, &, ~)."
+        ) from None
 
 
 class Matched:
@@ -240,6 +266,6 @@ class Either:
 
 def _one_line(text: str) -> str:
     """llguidance explains in several lines, with a picture of the place."""
-    lines = [line.strip() for line in text.splitlines() if "|" not in line and line.strip(" ^")]
+    lines = [line.strip() for line in text.splitlines() if not PICTURE.match(line)]
     line = " ".join("".join(c if c.isprintable() else " " for c in " ".join(lines)[:1000]).split())
     return (line if len(line) <= 240 else line[:237] + "...").rstrip(".") + "."

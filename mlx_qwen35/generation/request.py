@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_qwen35.caches.holds import Hold
+from mlx_qwen35.generation.guides import Guide
 from mlx_qwen35.options import GREEDY, PLAIN, Draft, Sampling
 
 EndReason = Literal["stop", "length", "cancelled"]
@@ -24,6 +25,7 @@ class Request:
     kv_bits: of the KV cache, 8 or 4; 16 keeps keys and values as they are
     hold: of the session whose next turn will go on from this one
     draft: see `options.CacheOptions`; None leaves it to the engine
+    guide: says what may come where; forked, so that a request can be asked again
     """
 
     ids: Sequence[int]
@@ -37,6 +39,7 @@ class Request:
     kv_bits: int = PLAIN
     hold: Hold | None = None
     draft: Draft | None = None
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Row:
         self.cache: SequenceCache | None = None
         self.node: Node | None = None  # the last checkpoint of this very text; pinned
         self.sampler: Sampler | None = None
+        self.guide = request.guide and request.guide.fork()
         self.prompt = self.answer = mx.zeros(0, mx.uint32)
         self.fed = 0
         self.target = self.prompt_tokens  # to prefill before the first draw
@@ -107,6 +108,11 @@ class Row:
     # Decode
 
     @property
+    def waits_for_token(self) -> bool:
+        """Whether what it may draw next depends on a token that is not read yet."""
+        return self.guide is not None and self.unread > 0 and not self.guide.steady
+
+    @property
     def is_full(self) -> bool:
         """Whether its reader is too far behind to be given more."""
         return self.line.waiting >= UNREAD
@@ -171,12 +177,25 @@ class Row:
             if self.sampler.counts_tokens:
                 self.answer = mx.concatenate([self.answer, mx.array(tokens, mx.uint32)])
 
+    def ending(self, tokens: list[int]) -> int:
+        """How many of the tokens that come next belong to the answer: up to its end, if that is among them."""
+        if self.guide is None or self.request.stop_ids:
+            return next((i + 1 for i, token in enumerate(tokens) if token in self.request.stop_ids), len(tokens))
+        guide = self.guide.fork()  # only it knows
+        for i, token in enumerate(tokens):
+            guide.accept((token,))
+            if guide.done:
+                return i + 1
+        return len(tokens)
+
     def reads(self, token: int) -> EndReason | None:
         """A drawn token has become known. Says why the answer ends, if it does."""
         self.first_token = self.first_token or time.perf_counter()
         self.ids.append(token)
         self.line.put(token)
-        if token in self.request.stop_ids:
+        if self.guide is not None:
+            self.guide.accept((token,))
+        if token in self.request.stop_ids or (self.guide is not None and self.guide.done):
             return "stop"
         return "length" if self.answered >= self.request.max_tokens else None
 

@@ -13,8 +13,10 @@ import mlx.core as mx
 
 from mlx_qwen35.caches.draft_memory import DraftKV
 from mlx_qwen35.caches.rows import draft_kv
+from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.acceptance import accepted
 from mlx_qwen35.generation.depth import Candidate, Costs, Gate, Record
+from mlx_qwen35.generation.guides import Mask, constrain
 from mlx_qwen35.generation.row import Row
 from mlx_qwen35.generation.sampling import Place, draw
 from mlx_qwen35.models.model import Model
@@ -100,7 +102,8 @@ class Speculation:
         return repeated if tokens[NGRAM] >= tokens[MTP] else guessed
 
     def _repeated(self, row: Row, most: int) -> Drafts | None:
-        found = row.ngrams.drafts(row.ids, most, row.unread)
+        forced = row.guide.forced() if row.guide is not None and not row.unread else ()
+        found = [*forced[:most]] or row.ngrams.drafts(row.ids, most, row.unread)
         return Drafts(NGRAM, len(found), mx.array(found, mx.uint32)) if found else None
 
     @staticmethod
@@ -124,7 +127,10 @@ class Speculation:
         for i in range(depths[0]):
             n = sum(depth > i for depth in depths)
             places = [_place(row, told) for row, told in zip(rows[:n], drafts)]
-            tokens = draw(places, self._model.logits(hidden[:n]))
+            logits = self._model.logits(hidden[:n])
+            if i == 0:  # what is allowed after a draft is known only when that was read
+                logits = constrain(logits, [_allowed(row) for row in rows[:n]])
+            tokens = draw(places, logits)
             for told, j in zip(drafts[:n], range(n)):
                 told.append(tokens[j : j + 1])
             if (n := sum(depth > i + 1 for depth in depths)) > 0:
@@ -167,6 +173,13 @@ def _memory(row: Row) -> DraftKV:
     memory = draft_kv(row.cache or [])
     assert memory is not None
     return memory
+
+
+def _allowed(row: Row) -> Mask | None:
+    try:
+        return None if row.guide is None else row.guide.masks()[0]
+    except RequestError:  # said when the step itself asks
+        return None
 
 
 def _place(row: Row, told: Sequence[mx.array]) -> Place:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.acceptance import places
+from mlx_qwen35.generation.guides import Mask, constrain
 from mlx_qwen35.generation.row import Row
 from mlx_qwen35.generation.sampling import Place, draw
 from mlx_qwen35.generation.speculation import Drafts, Speculation
@@ -24,6 +26,7 @@ class Step:
     """A step in flight: the rows that draw in it, what they draw, and what it computed of prompts.
 
     drafts: of each row that draws   tokens, finite: of each row, one for its token and one for each draft, [draws]
+    failed: rows whose guide could not say what is allowed
     """
 
     drawing: list[Row]
@@ -33,6 +36,7 @@ class Step:
     window_tokens: int = 0
     tokens: mx.array | None = None
     finite: mx.array | None = None
+    failed: list[tuple[Row, RequestError]] = field(default_factory=list)
 
     @property
     def speculates(self) -> bool:
@@ -99,7 +103,11 @@ class Launcher:
         """hidden: [draws, C]"""
         logits = self._model.logits(hidden)
         wanted = [place for row, drafts in zip(step.drawing, step.drafts) for place in _places(row, drafts)]
-        step.tokens, step.finite = draw(wanted, logits), mx.isfinite(logits.max(axis=-1))
+        step.finite = mx.isfinite(logits.max(axis=-1))
+        if any(row.guide is not None for row in step.drawing):
+            mx.async_eval(logits, step.finite)  # computed while the masks are made
+            logits = constrain(logits, _masks(step))
+        step.tokens = draw(wanted, logits)
         start = 0
         for row, drafts in zip(step.drawing, step.drafts):
             if drafts is None:
@@ -117,6 +125,20 @@ def _drawn_from(rows: Sequence[Row], windows: Sequence[Window]) -> Iterator[int]
         elif not row.prefilling:
             yield end - 1
         start = end
+
+
+def _masks(step: Step) -> list[Mask | None]:
+    """A mask for each draw. After a draft that is not allowed nothing stays, so nothing needs one."""
+    masks: list[Mask | None] = []
+    for row, drafts in zip(step.drawing, step.drafts):
+        found: list[Mask | None] = []
+        told = [] if drafts is None or drafts.tokens is None or row.guide is None else _ints(drafts.tokens)
+        try:
+            found = [] if row.guide is None else row.guide.masks(told)
+        except RequestError as error:
+            step.failed.append((row, error))
+        masks += found + [None] * (1 + (drafts.depth if drafts else 0) - len(found))
+    return masks
 
 
 def _places(row: Row, drafts: Drafts | None) -> list[Place]:
