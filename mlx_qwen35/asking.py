@@ -9,13 +9,13 @@ from typing import Any, TypedDict, Unpack
 
 from mlx_qwen35.chat.constraints import answer_form, thinking
 from mlx_qwen35.errors import RequestError
-from mlx_qwen35.options import Sampling
+from mlx_qwen35.options import DRAFT_VALUES, Draft, Sampling, is_draft
 from mlx_qwen35.runtime import ChatRequest, TextRequest
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
 FORMS = ("response_format", "schema", "regex", "choices", "grammar")
 OF_CHATS = ("thinking_budget", "reasoning_effort", "tool_choice", "parallel_tool_calls")
-OTHERS = ("preset", "max_tokens", "stop", "seed", "logit_bias", *FORMS, *OF_CHATS)
+OTHERS = ("preset", "max_tokens", "stop", "seed", "logit_bias", "draft", *FORMS, *OF_CHATS)
 
 Messages = str | Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     max_tokens: of the answer, thinking included
     stop: strings that end the answer; they are not part of it
     seed: the same one gives the same answer   logit_bias: token id -> what to add to its logit
+    draft: tokens guessed ahead: "auto", "off", or 1 to 4; costs or saves time and changes nothing else
 
     Of the answer's form, one of these; thinking stays free:
     response_format: OpenAI's   schema: a JSON schema, a shorter word for it   regex: that the whole answer matches
@@ -61,6 +62,7 @@ class Options(TypedDict, total=False):
     reasoning_effort: str | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
+    draft: Draft | None
 
 
 def chat_request(
@@ -124,6 +126,8 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     forms = ("response_format", "regex", "choices", "grammar")
     answer_form(*(given.get(name) for name in forms))
     thinking(None, given.get("thinking_budget"), given.get("reasoning_effort"))
+    if "draft" in given:
+        _check("draft", is_draft(given["draft"]), DRAFT_VALUES, given)
     sampling = {name: given.pop(name) for name in SAMPLING if name in given}
     return {**given, "sampling": sampling}
 

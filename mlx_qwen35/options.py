@@ -10,6 +10,7 @@ PLAIN = 16  # kv_bits of a cache that is not quantized
 KV_BITS = (16, 8, 4)
 MOST_DRAFTS = 4  # tokens guessed ahead of one that is drawn
 DRAFTS = ("auto", "off", *range(1, MOST_DRAFTS + 1))
+DRAFT_VALUES = f'"auto", "off", or 1 to {MOST_DRAFTS}'
 Draft = str | int  # one of DRAFTS
 
 
@@ -55,3 +56,7 @@ class CacheOptions:
     max_sequences: int = 16
     draft: Draft = "auto"
     exact: bool = False
+
+
+def is_draft(value: object) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool) and value in DRAFTS

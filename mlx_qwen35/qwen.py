@@ -27,7 +27,7 @@ from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.stats import Stats
 from mlx_qwen35.hub.cache import prefix_folder
 from mlx_qwen35.models.weights import Progress
-from mlx_qwen35.options import KV_BITS, PLAIN, CacheOptions
+from mlx_qwen35.options import DRAFT_VALUES, KV_BITS, PLAIN, CacheOptions, Draft, is_draft
 from mlx_qwen35.running import Prepared, Running
 from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime, TextRequest
 from mlx_qwen35.session import Session
@@ -43,6 +43,7 @@ def load(
     disk_bytes: int = CacheOptions.disk_bytes,
     prefix_bytes: int | None = None,
     max_sequences: int = CacheOptions.max_sequences,
+    draft: Draft = CacheOptions.draft,
     context: int = USUAL_CONTEXT,
     force: bool = False,
     offline: bool = False,
@@ -55,6 +56,8 @@ def load(
     disk: where what was computed of texts outlives the process; "auto" is the user's cache folder, None is nowhere
     prefix_bytes: memory for the same; None takes half of what the caches may have, up to 8 GiB
     max_sequences: answered at the same time   context: tokens the memory plan counts   force: load what does not fit
+    draft: tokens guessed ahead and checked together, by the checkpoint's MTP layer or from what repeats: "auto" finds
+    out how many pay, 1 to 4 is a fixed number, "off" none; answers stay the same
     progress: called with bytes done and in all   warn: takes one line for people, from any thread
     Raises UserError.
     """
@@ -64,10 +67,12 @@ def load(
     for option, (value, least) in {**whole, "prefix_bytes": (prefix_bytes or 0, 0)}.items():
         if type(value) is not int or value < least:
             raise RequestError(f"{option} is {value!r:.40}; it should be a whole number, at least {least}.")
+    if not is_draft(draft):
+        raise RequestError(f"draft is {draft!r:.40}; it should be {DRAFT_VALUES}.")
     if not isinstance(disk, (str, Path, NoneType)):
         raise RequestError(f'disk is {disk!r:.40}; it should be a folder, or "auto".')
     folder = prefix_folder() if disk == "auto" else Path(disk).expanduser() if disk is not None else None
-    caches = CacheOptions(kv_bits, prefix_bytes, folder, disk_bytes, max_sequences=max_sequences)
+    caches = CacheOptions(kv_bits, prefix_bytes, folder, disk_bytes, max_sequences=max_sequences, draft=draft)
     return Qwen(
         Runtime.load(
             str(name), context=context, force=force, offline=offline, progress=progress, caches=caches, warn=warn

@@ -97,6 +97,7 @@ class Running:
         reuse, ended = self.line.reuse, self.line.ended
         usage = self._answer.usage()
         note, again = self._compared(reuse)
+        decoded = self.line.decoded
         return replace(
             usage,
             prompt_tokens=len(self.prompt.ids),
@@ -104,6 +105,9 @@ class Running:
             rerendered_tokens=again,
             cache_note=note,
             queue_seconds=ended.queued if ended else reuse.queued,  # a stop string ends the answer before the line
+            decode_steps=decoded.steps,
+            drafted_tokens=decoded.drafted,
+            accepted_tokens=decoded.accepted,
         )
 
     def _compared(self, reuse: Reuse) -> tuple[str, int]:

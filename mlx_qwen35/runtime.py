@@ -42,7 +42,7 @@ from mlx_qwen35.hub.jsonfile import read_json
 from mlx_qwen35.models.config import ModelConfig, read_config
 from mlx_qwen35.models.fit import cache_bytes, fetch_if_it_fits
 from mlx_qwen35.models.weights import LoadedModel, Progress, load_model
-from mlx_qwen35.options import GREEDY, CacheOptions, Sampling
+from mlx_qwen35.options import GREEDY, CacheOptions, Draft, Sampling
 from mlx_qwen35.running import Prepared, Running
 
 USUAL_ANSWER = 32_768  # tokens; what the model cards advise for most questions
@@ -66,6 +66,7 @@ class ChatRequest:
     fold_at: tokens of prompt beyond which older turns are summarised, see chat/folding.py; None never does
     response_format: OpenAI's: "json_schema", "json_object" or "text"   regex: that the whole answer matches
     choices: texts, one of which is the answer   grammar: of the answer, in llguidance's kind of Lark
+    draft: tokens guessed ahead, as in `options.CacheOptions`, which None leaves it to
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -86,6 +87,7 @@ class ChatRequest:
     regex: str | None = None
     choices: Sequence[str] | None = None
     grammar: str | None = None
+    draft: Draft | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class TextRequest:
     regex: str | None = None
     choices: Sequence[str] | None = None
     grammar: str | None = None
+    draft: Draft | None = None
 
 
 class Runtime:
@@ -292,6 +295,7 @@ class Runtime:
             prompt.pivots,
             self.caches.kv_bits,
             hold,
+            request.draft,
             guide=self._guides.guide(guidance, min(max_tokens, self.config.max_context - len(prompt.ids))),
         )
         return Prepared(prompt, asked, Answer(parser, StopStrings(request.stop)))

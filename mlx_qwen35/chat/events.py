@@ -79,6 +79,7 @@ class Usage:
     cached_tokens: of the prompt, not computed again   rerendered_tokens: of earlier turns, computed again because the
     template or the client wrote them otherwise   cache_note: why not more was reused, in one line; "" if all was
     queue_seconds: before the prefill began
+    decode_steps: that drew tokens of the answer   drafted_tokens: guessed ahead, accepted_tokens: those that stayed
     """
 
     prompt_tokens: int = 0
@@ -90,6 +91,14 @@ class Usage:
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    decode_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """How much drafts saved: 1 without any."""
+        return 1 + self.accepted_tokens / self.decode_steps if self.decode_steps else 1.0
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from mlx_qwen35.generation.stepping import Drawn, Launcher, Step
 from mlx_qwen35.hub.memory import prefill_window
 from mlx_qwen35.models.context import room
 from mlx_qwen35.models.model import Model
-from mlx_qwen35.options import KV_BITS, Draft
+from mlx_qwen35.options import DRAFT_VALUES, KV_BITS, Draft, is_draft
 
 T = TypeVar("T")
 # A step that begins while the last one runs copies the KV buffers which that one still reads: MLX writes in place only
@@ -100,6 +100,8 @@ class Engine:
             raise TooLongError(f"The prompt has {len(request.ids):,} tokens; {room(self._model.config)}.")
         if request.max_tokens < 1:
             raise RequestError(f"max_tokens is {request.max_tokens}; it should be at least 1.")
+        if request.draft is not None and not is_draft(request.draft):
+            raise RequestError(f"draft is {request.draft!r:.40}; it should be {DRAFT_VALUES}.")
         if request.kv_bits not in KV_BITS:
             raise RequestError(f"kv_bits is {request.kv_bits}; it should be 16, 8 or 4.")
 

@@ -84,8 +84,9 @@ class Trunk(nn.Module):
 
     def __call__(self, x: mx.array, cache: Sequence[LayerCache] | None, positions: mx.array | None) -> mx.array:
         """Embeddings x: [B, T, C] -> hidden states after the final norm, [B, T, C]"""
-        for i, layer in enumerate(self.layers):
-            x = layer(x, cache[i] if cache is not None else None, positions)
+        caches: Sequence[Any] = cache or [None] * len(self.layers)
+        for layer, own in zip(self.layers, caches):
+            x = layer(x, own, positions)
         return self.norm(x)
 
     def packed(self, x: mx.array, windows: Sequence[Window]) -> mx.array:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from mlx_qwen35.chat import presets
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.cache import prefix_folder
-from mlx_qwen35.options import KV_BITS, PLAIN, CacheOptions, Sampling
+from mlx_qwen35.options import DRAFTS, KV_BITS, PLAIN, CacheOptions, Draft, Sampling
 
 
 class UsageError(UserError):
@@ -106,6 +106,9 @@ def add_model_options(parser: Parser) -> None:
     group.add_argument("--offline", action="store_true", help="use only what is downloaded already")
     group.add_argument("--kv-bits", type=_kv_bits, default=PLAIN, metavar="N", help="KV cache in 16, 8 or 4 bits (16)")
     group.add_argument(
+        "--draft", type=_draft, default="auto", metavar="N", help="tokens guessed ahead: auto, off, or 1 to 4 (auto)"
+    )
+    group.add_argument(
         "--disk",
         metavar="FOLDER",
         help="where what was computed of texts outlives the program, or none (mlx-qwen35/prefixes in the cache folder)",
@@ -118,13 +121,20 @@ def _kv_bits(text: str) -> int:
     return int(text)
 
 
+def _draft(text: str) -> Draft:
+    value = int(text) if text.isdecimal() else text.lower()
+    if value not in DRAFTS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one of {', '.join(map(str, DRAFTS))}")
+    return value
+
+
 def caches_of(args: argparse.Namespace) -> CacheOptions:
     """What is remembered, as the options say."""
     if args.disk is None:
         folder = prefix_folder()
     else:
         folder = None if args.disk.lower() == "none" else Path(args.disk).expanduser()
-    return CacheOptions(kv_bits=args.kv_bits, disk=folder)
+    return CacheOptions(kv_bits=args.kv_bits, disk=folder, draft=args.draft)
 
 
 def add_answer_options(parser: Parser) -> None:

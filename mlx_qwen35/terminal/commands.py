@@ -167,6 +167,8 @@ def _stats(state: ChatState, argument: str) -> None:
             state.say(f"reuse: {safe(state.last.usage.cache_note)}")
     state.say(f"{counted(state.answers, 'answer')}: {_speeds(state.total)}")
     s = state.runtime.stats()
+    if s.drafted_tokens:
+        state.say(f"drafts: {s.accepted_tokens:,} of {s.drafted_tokens:,} stayed; the last step: {s.draft_note}")
     state.say(
         f"memory: {s.active_bytes / GIB:.2f} GiB in use, {s.peak_bytes / GIB:.2f} at most; "
         f"{s.prefix_bytes / GIB:.2f} GiB of earlier texts are remembered"
@@ -228,6 +230,8 @@ def _speeds(usage: Usage) -> str:
         parts[0] += f" ({usage.cached_tokens:,} more were known)"
     if usage.decode_seconds > 0:
         parts[1] += f" at {usage.completion_tokens / usage.decode_seconds:,.1f} a second"
+    if usage.accepted_tokens:
+        parts[1] += f", {usage.tokens_per_step:.2f} a step"
     return ", ".join(parts)
 
 
