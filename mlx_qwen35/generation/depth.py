@@ -102,10 +102,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """Drafts for each row, and why, in words."""
+    """Drafts for each row, and why, in words.   measures: whether the step is to be one without any drafts"""
 
     depths: tuple[int, ...]
     why: str
+    measures: bool = False
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Gate:
         if most == 0:
             return Choice(none, "nothing to draft from")
         if self.costs.measured(rows, kind, 0) is None:
-            return Choice(none, "measuring a step without drafts")
+            return Choice(none, "measuring a step without drafts", True)
         speeds = {depth: self._speed(rows, kind, candidates, depth) for depth in range(1, most + 1)}
         best = max(speeds, key=lambda depth: speeds[depth])
         told = f"{best} {'draft' if best == 1 else 'drafts'}: {speeds[best]:.2f} times the speed of plain decode"
@@ -133,7 +134,7 @@ class Gate:
             self._plain, self._probing, self._wait = 0, 0, PROBE_EVERY
             self._drafting += 1
             if self._drafting % PLAIN_EVERY == 0:
-                return Choice(none, f"measuring a step without drafts ({told})")
+                return Choice(none, f"measuring a step without drafts ({told})", True)
             return Choice(tuple(self._useful(rows, kind, c, best) for c in candidates), told)
         self._plain += 1
         if self._probing == 0 and self._plain >= self._wait:

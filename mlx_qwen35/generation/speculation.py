@@ -65,7 +65,7 @@ class Speculation:
             for (i, offer), depth in zip(offers.items(), choice.depths):
                 if depth:
                     chosen[i] = Drafts(offer.kind, depth, None if offer.tokens is None else offer.tokens[:depth])
-            if any(choice.depths):
+            if any(choice.depths) or choice.measures:
                 break
         self.depth = max((d.depth for d in chosen if d is not None), default=0)
         return chosen

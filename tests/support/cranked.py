@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -116,21 +117,27 @@ def cranked(
     store: PrefixStore | None = None,
     open_disk: OpenDisk = lambda *_: None,
     stride: int | None = None,
+    drafts: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
     **limits: Any,
 ) -> Cranked:
-    """stride: between checkpoints inside a prompt, in place of a fair one, which tiny texts do not reach"""
+    """stride: between checkpoints inside a prompt, in place of a fair one, which tiny texts do not reach
+
+    drafts: with what the MTP layer remembers   clock: seconds, of steps
+    """
     crank, bounds = Crank(), Limits(**limits)
     store = store or PrefixStore(bounds.prefix_bytes)
 
     def make_format(kv_bits: int) -> CacheFormat:
-        make = functools.partial(make_caches, model, kv_bits)
+        make = functools.partial(make_caches, model, kv_bits, drafts)
         example = one_token(model, make)
         layouts, name = Layouts.of(example), f"{kv_bits:016x}"
         root = store.root(name, lambda: open_disk(name, layouts))
         sizes = CacheSizes.of(example)
         return CacheFormat(make, sizes if stride is None else Sizes(sizes.token, sizes.state, stride), root, layouts)
 
-    return Cranked(Engine(model, cast(MLXThread, crank), make_format, store, bounds), crank, store, bounds)
+    engine = Engine(model, cast(MLXThread, crank), make_format, store, bounds, clock=clock)
+    return Cranked(engine, crank, store, bounds)
 
 
 @dataclass(frozen=True)
