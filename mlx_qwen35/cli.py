@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from mlx_qwen35.terminal.arguments import (
 )
 from mlx_qwen35.terminal.convert_arguments import add_convert_options, conversion_options
 from mlx_qwen35.terminal.safe_text import safe
+from mlx_qwen35.terminal.serve_arguments import add_serve_options
 
 if TYPE_CHECKING:
     from mlx_qwen35.runtime import ChatRequest, Runtime
@@ -114,10 +117,11 @@ def make_parser() -> Parser:
     measure = add("eval", run_eval, "Measure a conversion against its source.", "eval kl 4b ./Qwen3.5-4B-4bit")
     measure.later = _add_eval
     _add_app(add("app", run_app, "Chat in the browser.", "app 4b"))
+    add_serve_options(add("serve", run_serve, "Serve a model to agent tools (OpenAI's protocols).", "serve 35b-a3b"))
     kernels = add("kernels", run_kernels, "Count launches and bytes of a step, beside stock mlx-lm.", "kernels 35b-a3b")
     kernels.add_argument("sizes", nargs="*", metavar="SIZE", help="which of the family (27b and the mixtures)")
     kernels.add_argument("--check", type=Path, metavar="FOLDER", help="run a checkpoint's kernels on this Mac instead")
-    for name in ("chat", "generate", "app"):
+    for name in ("chat", "generate", "app", "serve"):
         add_model_options(commands.choices[name])
     for name in ("chat", "generate"):
         add_answer_options(commands.choices[name])
@@ -219,6 +223,27 @@ def run_app(args: argparse.Namespace) -> None:
     )
 
 
+def run_serve(args: argparse.Namespace) -> None:
+    """Answer over HTTP until interrupted."""
+    from mlx_qwen35.server.settings import MIB, Settings
+    from mlx_qwen35.server.start import api_keys, serve
+
+    settings = Settings(
+        api_keys(args.api_key, args.api_key_file),
+        hosts=tuple(args.allow_host),
+        origins=tuple(args.allow_origin),
+        max_queue=args.queue,
+        body_bytes=args.body_mib * MIB,
+        answer_seconds=args.timeout,
+        grace_seconds=args.grace,
+        quote_cache=args.quote_cache,
+    )
+    if args.log:
+        logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
+        logging.getLogger("mlx_qwen35.server").setLevel(logging.INFO)
+    serve(lambda: _load(args, args.model), settings, args.host, args.port, args.alias)
+
+
 def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> None:
     tools = _tools(getattr(args, "tools", None))
     from mlx_qwen35.runtime import ChatRequest
@@ -253,9 +278,10 @@ def _load(args: argparse.Namespace, name: str | None) -> Runtime:
 
         if line := advice():
             print(line, file=sys.stderr)
-    return load_runtime(
-        chosen_model(name), caches_of(args), context=args.context, force=args.force, offline=args.offline
-    )
+    caches = caches_of(args)
+    if getattr(args, "batch", None) is not None:
+        caches = replace(caches, max_sequences=args.batch)
+    return load_runtime(chosen_model(name), caches, context=args.context, force=args.force, offline=args.offline)
 
 
 def _question(prompt: str | None) -> str:
