@@ -100,11 +100,15 @@ class RunningServer:
     def connect(self) -> socket.socket:
         return socket.create_connection((self.host, self.port), timeout=HANG_SECONDS)
 
-    def begin(self, path: str, body: Any) -> socket.socket:
-        """A connection on which a request was sent and nothing was read."""
+    def begin(self, path: str, body: Any, buffer: int = 0) -> socket.socket:
+        """A connection on which a request was sent and nothing was read. buffer: bytes the system takes unread"""
         raw = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
-        connection = self.connect()
+        connection = socket.socket()
+        if buffer:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        connection.settimeout(HANG_SECONDS)
+        connection.connect((self.host, self.port))
         connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         return connection
 
@@ -121,9 +125,11 @@ class RunningServer:
 
 
 @contextmanager
-def running(runtime: Runtime, settings: Settings, name: str = "demo", stop: bool = True) -> Iterator[RunningServer]:
-    """A server over `runtime` on a free port. stop: in the orderly way, at the end"""
+def running(runtime: Runtime, settings: Settings, name: str = "demo", buffer: int = 0) -> Iterator[RunningServer]:
+    """A server over `runtime` on a free port, stopped in the orderly way. buffer: bytes the system takes to send"""
     listener = bind("127.0.0.1", 0)
+    if buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     host, port = listener.getsockname()[:2]
     app = App(Served(runtime, (name, f"{name}-alias"), 0, settings.quote_cache), settings)
     ready = threading.Event()
