@@ -117,7 +117,9 @@ def make_parser() -> Parser:
     measure = add("eval", run_eval, "Measure a conversion against its source.", "eval kl 4b ./Qwen3.5-4B-4bit")
     measure.later = _add_eval
     _add_app(add("app", run_app, "Chat in the browser.", "app 4b"))
-    add_serve_options(add("serve", run_serve, "Serve a model to agent tools (OpenAI's protocols).", "serve 35b-a3b"))
+    add_serve_options(
+        add("serve", run_serve, "Serve a model to agent tools, as OpenAI and Anthropic do.", "serve 35b-a3b")
+    )
     kernels = add("kernels", run_kernels, "Count launches and bytes of a step, beside stock mlx-lm.", "kernels 35b-a3b")
     kernels.add_argument("sizes", nargs="*", metavar="SIZE", help="which of the family (27b and the mixtures)")
     kernels.add_argument("--check", type=Path, metavar="FOLDER", help="run a checkpoint's kernels on this Mac instead")
@@ -225,6 +227,7 @@ def run_app(args: argparse.Namespace) -> None:
 
 def run_serve(args: argparse.Namespace) -> None:
     """Answer over HTTP until interrupted."""
+    from mlx_qwen35.chat.canonical import RULES
     from mlx_qwen35.server.settings import MIB, Settings
     from mlx_qwen35.server.start import api_keys, serve
 
@@ -237,6 +240,7 @@ def run_serve(args: argparse.Namespace) -> None:
         answer_seconds=args.timeout,
         grace_seconds=args.grace,
         quote_cache=args.quote_cache,
+        rules=tuple(rule for rule in RULES if rule not in args.as_sent and "all" not in args.as_sent),
     )
     if args.log:
         logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)

@@ -55,7 +55,8 @@ def endpoints(served: Served) -> list[Generation]:
     def read(call: Call) -> Asked:
         body = typed(call.body, ChatBody)
         author = ChatAuthor(served, body)
-        return Asked(_requests(body), author, bool(body.stream))
+        requests = [served.canonical(request) for request in _requests(body)]
+        return Asked(requests, author, bool(body.stream))
 
     return [Generation("/v1/chat/completions", read, openai_error, ChatBody, "Answer a conversation.")]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlx_qwen35.chat.canonical import RULES
+
 MIB = 1 << 20
 
 
@@ -34,3 +36,4 @@ class Settings:
     quiet_seconds: float = 5.0
     grace_seconds: float = 5.0
     quote_cache: bool = False
+    rules: tuple[str, ...] = RULES

@@ -45,7 +45,7 @@ def serve(
             )
     with bind(host, port) as listener, contextlib.closing(load()) as runtime:
         names = (model_name(runtime), *aliases)
-        served = Served(runtime, names, int(time.time()), settings.quote_cache)
+        served = Served(runtime, names, int(time.time()), settings.quote_cache, settings.rules)
 
         def ready() -> None:
             print(

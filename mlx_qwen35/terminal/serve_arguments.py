@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlx_qwen35.chat.canonical import RULES
 from mlx_qwen35.terminal.arguments import Parser, between
 
 
@@ -58,6 +59,15 @@ def add_serve_options(parser: Parser) -> None:
         default=5,
         metavar="SECONDS",
         help="that running answers get when the server is stopped (5)",
+    )
+    parser.add_argument(
+        "--as-sent",
+        action="append",
+        default=[],
+        choices=(*RULES, "all"),
+        metavar="RULE",
+        help="prompts keep what would otherwise be written so that a client's next turn can go on from the last: "
+        f"{', '.join(RULES)}, or all (repeatable)",
     )
     parser.add_argument("--log", action="store_true", help="a line for each request on stderr, without its content")
     parser.add_argument(

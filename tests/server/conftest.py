@@ -131,7 +131,7 @@ def running(runtime: Runtime, settings: Settings, name: str = "demo", buffer: in
     if buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     host, port = listener.getsockname()[:2]
-    app = App(Served(runtime, (name, f"{name}-alias"), 0, settings.quote_cache), settings)
+    app = App(Served(runtime, (name, f"{name}-alias"), 0, settings.quote_cache, settings.rules), settings)
     ready = threading.Event()
     server = Server(app, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

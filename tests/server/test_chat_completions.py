@@ -12,7 +12,7 @@ import pytest
 from mlx_qwen35.runtime import ChatRequest, Runtime
 from tests.server.conftest import RunningServer
 
-SUM = [{"role": "user", "content": "What is 3 + 4?"}]
+SUM: Any = [{"role": "user", "content": "What is 3 + 4?"}]
 WEATHER = {
     "type": "function",
     "function": {
