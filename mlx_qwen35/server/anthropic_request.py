@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from mlx_qwen35.asking import chat_request
 from mlx_qwen35.runtime import ChatRequest
 from mlx_qwen35.server.openai_fields import Count, StopText
-from mlx_qwen35.server.parts import bad, kind_of, media, part, request_of
+from mlx_qwen35.server.parts import bad, kind_of, media, part
 from mlx_qwen35.server.thoughts import unseal
 
 Parts = str | list[dict[str, Any]]
@@ -112,7 +113,7 @@ def read_request(body: CountBody) -> ChatRequest:
             raise bad(name, "only Anthropic's own service can run it; leave it out", "unsupported_parameter")
     tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())]
     asked = body if isinstance(body, MessagesBody) else None
-    return request_of(
+    return chat_request(
         read_messages(body.system, body.messages),
         tools or None,
         body.thinking is not None and body.thinking.type != "disabled",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from mlx_qwen35.asking import OTHERS, SAMPLING, chat_request
-from mlx_qwen35.runtime import ChatRequest
 from mlx_qwen35.server.body import typed
 from mlx_qwen35.server.protocol import Refused
 
@@ -24,19 +22,6 @@ def part(value: Any, kind: type[T], place: str) -> T:
         inner = f"{place}.{refused.param}" if refused.param else place
         what = str(refused).partition(": ")[2] or str(refused)
         raise Refused(400, f"{inner}: {what}", param=inner, code=refused.code) from None
-
-
-def request_of(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, think: bool | None, **options: Any
-) -> ChatRequest:
-    """`asking.chat_request`. Raises Refused for what this release does not obey, but for how long to think."""
-    for name in [name for name in options if name not in (*SAMPLING, *OTHERS)]:
-        value = options.pop(name)
-        if name == "tool_choice" and value == "none":
-            tools = None
-        elif value is not None and name not in ("thinking_budget", "reasoning_effort"):
-            raise bad(name, "not supported in this release", "unsupported_parameter")
-    return chat_request(messages, tools, think, **options)
 
 
 def kind_of(value: Any, place: str, default: str | None = None) -> str:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from mlx_qwen35.asking import chat_request
 from mlx_qwen35.runtime import ChatRequest
 from mlx_qwen35.server.openai_fields import Count
-from mlx_qwen35.server.parts import bad, kind_of, media, part, request_of
+from mlx_qwen35.server.parts import bad, kind_of, media, part
 from mlx_qwen35.server.protocol import Refused
 from mlx_qwen35.server.responses_tools import INPUT, Tools
 from mlx_qwen35.server.thoughts import unseal
@@ -127,7 +128,7 @@ def read_request(body: InputTokensBody, before: Sequence[Message], own: Sequence
     asked = body if isinstance(body, ResponsesBody) else None
     instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
     effort = body.reasoning.effort if body.reasoning else None
-    return request_of(
+    return chat_request(
         [*instructions, *before, *own],
         tools.shown or None,
         None if effort is None else effort != "none",

@@ -24,6 +24,7 @@ from tests.support.scripted import (
     write_scripted,
 )
 
+SLOW = pytest.mark.slow  # a session takes some seconds; one of each kind is enough for every run
 ANTHROPIC_TOOL: Any = {"name": "look", "description": "Look something up.", "input_schema": PARAMETERS}
 OPENAI_TOOL: Any = {"type": "function", "name": "look", "description": "Look something up.", "parameters": PARAMETERS}
 
@@ -53,7 +54,11 @@ def plain(message: Any) -> list[Any]:
     return [next(getattr(b, name) for name in names if hasattr(b, name)) for b in message.content]
 
 
-@pytest.mark.parametrize(("stream", "display"), [(True, None), (False, "omitted")], ids=["streamed", "whole, omitted"])
+@pytest.mark.parametrize(
+    ("stream", "display"),
+    [(True, None), pytest.param(False, "omitted", marks=SLOW)],
+    ids=["streamed", "whole, omitted"],
+)
 def test_an_anthropic_session_thinks_calls_and_answers(puppet: RunningServer, stream: bool, display: Any) -> None:
     thinking = (
         {"type": "adaptive"} if display is None else {"type": "enabled", "budget_tokens": 100, "display": display}
@@ -103,6 +108,35 @@ def test_tools_that_may_not_be_called_are_not(puppet: RunningServer) -> None:
     assert not [block for block in message.content if block.type == "tool_use"]
 
 
+FORMAT = {
+    "type": "object",
+    "properties": {"legs": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["legs"],
+    "additionalProperties": False,
+}
+
+
+def test_a_schema_holds(puppet: RunningServer) -> None:
+    """The puppet would say something else."""
+    asked: Any = [{"role": "user", "content": "Where does a salmon live? Say it briefly."}]
+    config = {"format": {"type": "json_schema", "schema": FORMAT}}
+    message = ask_anthropic(puppet, True, asked, output_config=config)
+    assert json.loads(message.content[0].text)["legs"] in range(1, 10)
+    form: Any = {"format": {"type": "json_schema", "name": "beast", "schema": FORMAT, "strict": True}}
+    response = ask_openai(puppet, True, asked, text=form, reasoning={"effort": "none"}, tools=[])
+    assert json.loads(response.output_text)["legs"] in range(1, 10)
+
+
+def test_a_call_can_be_demanded(puppet: RunningServer) -> None:
+    asked: Any = [{"role": "user", "content": "Where does a salmon live? Say it briefly."}]
+    for choice in ({"type": "any"}, {"type": "tool", "name": "look", "disable_parallel_tool_use": True}):
+        message = ask_anthropic(puppet, False, asked, tools=[ANTHROPIC_TOOL], tool_choice=choice, max_tokens=24)
+        assert [(block.type, block.name) for block in message.content] == [("tool_use", "look")]
+    for choice in ("required", {"type": "function", "name": "look"}):
+        options: Any = {"tool_choice": choice, "reasoning": {"effort": "none"}, "max_output_tokens": 24}
+        assert [item.name for item in ask_openai(puppet, False, asked, **options).output] == ["look"]
+
+
 def test_what_an_agent_changes_at_every_turn_costs_nothing(puppet: RunningServer) -> None:
     """A billing header, the time, the order of tools, and a reminder beside the result."""
 
@@ -144,7 +178,10 @@ FORMS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("form", "stream"), [("shown", True), ("summary", False), ("sealed", True)])
+@pytest.mark.parametrize(
+    ("form", "stream"),
+    [pytest.param("shown", True, marks=SLOW), pytest.param("summary", False, marks=SLOW), ("sealed", True)],
+)
 def test_a_responses_session_thinks_calls_and_answers(puppet: RunningServer, form: str, stream: bool) -> None:
     given: list[Any] = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
     first = ask_openai(puppet, stream, given, **FORMS[form])
@@ -161,7 +198,9 @@ def test_a_responses_session_thinks_calls_and_answers(puppet: RunningServer, for
     assert 0 < second.usage.output_tokens_details.reasoning_tokens < second.usage.output_tokens
 
 
-@pytest.mark.parametrize("by_reference", [False, True], ids=["by the response's id", "by its items' ids"])
+@pytest.mark.parametrize(
+    "by_reference", [False, pytest.param(True, marks=SLOW)], ids=["by the response's id", "by its items' ids"]
+)
 def test_a_stored_response_is_gone_on_from(puppet: RunningServer, by_reference: bool) -> None:
     stream = not by_reference
     first = ask_openai(puppet, stream, QUESTION)
