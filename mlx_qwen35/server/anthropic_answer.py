@@ -9,6 +9,7 @@ from typing import Any
 from mlx_qwen35.chat.events import Event, Finished, PrefillProgress, Usage
 from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.server.blocks import Block, Blocks, Grew, Opened, Step
+from mlx_qwen35.server.parts import told_as
 from mlx_qwen35.server.protocol import Frame, Json, Refused
 from mlx_qwen35.server.thoughts import seal, sign
 
@@ -24,8 +25,17 @@ ERRORS = {
 }
 
 
+# Fields by the names that the runtime has for them.
+FIELDS = {
+    "response_format": "output_config.format.schema",
+    "thinking_budget": "thinking.budget_tokens",
+    "stop": "stop_sequences",
+}
+
+
 def anthropic_error(refused: Refused) -> Json:
     """`{"type": "error", "error": {"type", "message"}}`; the message names the field."""
+    refused = told_as(refused, FIELDS)
     default = "invalid_request_error" if refused.status < 500 else "api_error"
     message = str(refused)
     if refused.param and refused.param not in message:

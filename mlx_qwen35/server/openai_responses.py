@@ -8,11 +8,20 @@ from uuid import uuid4
 
 from mlx_qwen35.server.body import typed
 from mlx_qwen35.server.openai_errors import openai_error
+from mlx_qwen35.server.parts import told_as
 from mlx_qwen35.server.protocol import Asked, Call, Generation, Json, Lookup, Refused, Served
 from mlx_qwen35.server.responses_answer import ResponseAuthor
 from mlx_qwen35.server.responses_request import InputTokensBody, Message, Parts, ResponsesBody, read_items, read_request
 from mlx_qwen35.server.responses_store import ResponseStore, Stored
 from mlx_qwen35.server.responses_tools import read_tools
+
+# Fields by the names that the runtime has for them.
+FIELDS = {"response_format": "text.format.schema", "messages": "input", "max_tokens": "max_output_tokens"}
+
+
+def error(refused: Refused) -> Json:
+    """OpenAI's error object."""
+    return openai_error(told_as(refused, FIELDS))
 
 
 def endpoints(served: Served) -> list[Generation | Lookup]:
@@ -56,11 +65,11 @@ def endpoints(served: Served) -> list[Generation | Lookup]:
 
     path = "/v1/responses"
     return [
-        Generation(path, read, openai_error, ResponsesBody, "An answer, in the form of OpenAI's Responses."),
-        Lookup(f"{path}/input_tokens", count, openai_error, "Its prompt's tokens.", InputTokensBody, "POST"),
-        Lookup(f"{path}/{{id}}", stored, openai_error, "A stored response."),
-        Lookup(f"{path}/{{id}}/input_items", items, openai_error, "What it was asked, the last item first."),
-        Lookup(f"{path}/{{id}}", drop, openai_error, "Forget a stored response.", method="DELETE"),
+        Generation(path, read, error, ResponsesBody, "An answer, in the form of OpenAI's Responses."),
+        Lookup(f"{path}/input_tokens", count, error, "Its prompt's tokens.", InputTokensBody, "POST"),
+        Lookup(f"{path}/{{id}}", stored, error, "A stored response."),
+        Lookup(f"{path}/{{id}}/input_items", items, error, "What it was asked, the last item first."),
+        Lookup(f"{path}/{{id}}", drop, error, "Forget a stored response.", method="DELETE"),
     ]
 
 

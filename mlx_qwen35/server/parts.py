@@ -44,6 +44,15 @@ def media(place: str) -> Refused:
     return bad(place, MEDIA, "unsupported_media")
 
 
+def told_as(refused: Refused, names: Mapping[str, str]) -> Refused:
+    """A refusal by the runtime, in a protocol's own names of the fields; `names` has one for `response_format`."""
+    param = "response_format" if str(refused).startswith("The json schema") else refused.param
+    if param is None or param not in names:
+        return refused
+    code, after = refused.code, refused.retry_after
+    return Refused(refused.status, str(refused), param=names[param], code=code, retry_after=after)
+
+
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
