@@ -93,10 +93,11 @@ class Sampler:
         return logits
 
     def _filtered(self, logits: mx.array) -> mx.array:
-        """Log-probabilities at the temperature, with what the filters exclude at -inf."""
+        """Log-probabilities at the temperature, up to a constant, with what the filters exclude at -inf."""
         s, lm = self.sampling, _sample_utils()
-        logits = logits / s.temperature
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logprobs = logits / s.temperature
+        if 0 < s.top_p < 1 or s.min_p > 0:  # the others ask for the order alone
+            logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
         if 0 < s.top_k < self.known_tokens:
             logprobs = lm.apply_top_k(logprobs, int(s.top_k))
         if 0 < s.top_p < 1:
