@@ -97,9 +97,17 @@ class QuantizedKVCache:
         q: [B, H, T, D]   k, v: [B, Hk, T, D], query head h reads key head h // (H / Hk)
         -> [B, H, T, D] in q's dtype
         """
+        self.append(k, v)
+        return self.attend_held(q, k.shape[1], scale)
+
+    def append(self, k: mx.array, v: mx.array) -> None:
+        """k, v: [B, Hk, T, D]"""
         self._append([*self._keys.pack(k), *self._values.pack(v)])
+
+    def attend_held(self, q: mx.array, kv_heads: int, scale: float) -> mx.array:
+        """The last T positions of what is held attend to all of it.   q: [B, H, T, D] -> the same"""
         aligned = self._keys.aligned(q)
-        per_key_head = q.shape[1] // k.shape[1] * q.shape[2]
+        per_key_head = q.shape[1] // kv_heads * q.shape[2]
         if per_key_head <= PACKED_ROWS:
             attended = self._attend_packed(aligned, scale)
         else:

@@ -149,6 +149,11 @@ class Engine:
         if self._thread.closing:
             self._give_up()
             return
+        with self._model.arithmetic():
+            self._serve()
+        self._go_on()
+
+    def _serve(self) -> None:
         try:
             self._welcome()
             self._dismiss_cancelled()
@@ -164,7 +169,6 @@ class Engine:
             self._save()
         except BaseException as error:  # a defect, or out of memory: the rows of this step end, the engine goes on
             self._fail_all(error)
-        self._go_on()
 
     def _save(self) -> None:
         """New prefixes go to disk where nobody waits; now and then also where somebody always does."""

@@ -15,6 +15,7 @@ from mlx_qwen35.caches.blobs import Layouts
 from mlx_qwen35.caches.disk_store import DiskStore
 from mlx_qwen35.caches.disk_tree import DiskTree
 from mlx_qwen35.caches.draft_memory import DraftKV, LastHidden
+from mlx_qwen35.caches.exact_kv import ExactKV, ExactQuantizedKV
 from mlx_qwen35.caches.fingerprint import fingerprint
 from mlx_qwen35.caches.kv import KVCache
 from mlx_qwen35.caches.prefix_store import PrefixStore
@@ -25,9 +26,11 @@ from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes, one_toke
 from mlx_qwen35.generation.engine import Engine
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.places import Limits
+from mlx_qwen35.models.exact import ExactModel
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.options import GIB, PLAIN, CacheOptions
 
+EXACT = (ExactKV, ExactQuantizedKV)
 STATE_LAYOUT = 1  # changes whenever segments or checkpoints mean something else
 MAX_PREFIX_BYTES = 8 * GIB
 BUFFER_CACHE = GIB  # bytes MLX may keep of freed buffers
@@ -47,10 +50,12 @@ def start_engine(
     """
     prefix_bytes = min(cache_bytes // 2, MAX_PREFIX_BYTES) if options.prefix_bytes is None else options.prefix_bytes
     _bound_mlx(cache_bytes)
+    if options.exact:
+        model = ExactModel(model)
     store = PrefixStore(prefix_bytes)
 
     def make_format(kv_bits: int) -> CacheFormat:
-        make = functools.partial(make_caches, model, kv_bits, options.draft != "off")
+        make = functools.partial(make_caches, model, kv_bits, options.draft != "off", options.exact)
         example = one_token(model, make)
         name = _fingerprint(folder, model, kv_bits, example)
         layouts = Layouts.of(example)
@@ -61,10 +66,14 @@ def start_engine(
     return Engine(model, thread, make_format, store, limits, options.draft)
 
 
-def make_caches(model: Model, kv_bits: int, drafts: bool = True) -> SequenceCache:
-    """Empty caches of one sequence. kv_bits: 16, 8 or 4   drafts: with what the MTP layer remembers, if there is one"""
+def make_caches(model: Model, kv_bits: int, drafts: bool = True, exact: bool = False) -> SequenceCache:
+    """Empty caches of one sequence.
+
+    kv_bits: 16, 8 or 4   drafts: with what the MTP layer remembers, if there is one   exact: for `models.exact`
+    """
     make = KVCache if kv_bits == PLAIN else functools.partial(QuantizedKVCache, kv_bits)
-    cache = model.make_cache(make)
+    exactly = ExactKV if kv_bits == PLAIN else functools.partial(ExactQuantizedKV, kv_bits)
+    cache = model.make_cache(exactly if exact else make)
     if drafts and model.config.mtp_layers:
         last = LastHidden()
         cache += [DraftKV(make, model.feed, last), last]
@@ -76,9 +85,9 @@ def _fingerprint(folder: Path, model: Model, kv_bits: int, example: SequenceCach
     rope = model.config.rotary.factor  # the rest of it stands in the checkpoint's config
     dtypes = " ".join(str(a.dtype) for layer in example for a in layer.state)
     versions = f"{__version__} mlx {version('mlx')}"
-    mtp = int(draft_kv(example) is not None)
+    mtp, exact = int(draft_kv(example) is not None), int(any(isinstance(c, EXACT) for c in example))
     return fingerprint(
-        folder, kv_bits=kv_bits, mtp=mtp, dtypes=dtypes, rope=rope, layout=STATE_LAYOUT, versions=versions
+        folder, kv_bits=kv_bits, mtp=mtp, exact=exact, dtypes=dtypes, rope=rope, layout=STATE_LAYOUT, versions=versions
     )
 
 

@@ -6,6 +6,7 @@ It follows mlx-lm's model protocol (`model(ids, cache=...)`, `.layers`, `make_ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -207,6 +208,10 @@ class Model(nn.Module):
         hidden = self.language_model.model.packed(mx.concatenate(rows)[None], windows).squeeze(0)
         see(windows, hidden, rows)
         return hidden
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Around all that is computed for sequences, steps and what their caches do between them."""
+        return nullcontext()
 
     def feed(self, hidden: mx.array, embeddings: mx.array, kv: AttentionCache) -> mx.array:
         """Pairs of one sequence into the MTP layer's KV.   hidden, embeddings: [n, C] -> [n, C], as `MTP`"""

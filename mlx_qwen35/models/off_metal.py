@@ -142,6 +142,7 @@ class GroupedExperts(nn.Module):
         self.gate_proj = Matrix(source.gate_proj, dense)
         self.up_proj = Matrix(source.up_proj, dense)
         self.down_proj = Matrix(source.down_proj, dense)
+        self.fixed_rows = 0  # of every product, padded; 0 for as many as there are. See exact.py
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
         """x: [..., C]   chosen: [..., K] -> [..., K, C]"""
@@ -164,6 +165,9 @@ class GroupedExperts(nn.Module):
         return self.down_proj.gather(hidden, experts).reshape(*chosen.shape, -1)
 
     def _expert(self, rows: mx.array, expert: int) -> mx.array:
+        if (more := self.fixed_rows - rows.shape[0]) > 0:
+            padded = mx.concatenate([rows, mx.zeros((more, rows.shape[1]), rows.dtype)])
+            return self._expert(padded, expert)[: rows.shape[0]]
         hidden = swiglu(self.gate_proj.multiply(rows, expert), self.up_proj.multiply(rows, expert))
         return self.down_proj.multiply(hidden, expert)
 

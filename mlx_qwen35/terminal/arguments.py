@@ -109,6 +109,9 @@ def add_model_options(parser: Parser) -> None:
         "--draft", type=_draft, default="auto", metavar="N", help="tokens guessed ahead: auto, off, or 1 to 4 (auto)"
     )
     group.add_argument(
+        "--exact", action="store_true", help="the same answer whoever shares the batch, drafts or not; slower"
+    )
+    group.add_argument(
         "--disk",
         metavar="FOLDER",
         help="where what was computed of texts outlives the program, or none (mlx-qwen35/prefixes in the cache folder)",
@@ -134,7 +137,7 @@ def caches_of(args: argparse.Namespace) -> CacheOptions:
         folder = prefix_folder()
     else:
         folder = None if args.disk.lower() == "none" else Path(args.disk).expanduser()
-    return CacheOptions(kv_bits=args.kv_bits, disk=folder, draft=args.draft)
+    return CacheOptions(kv_bits=args.kv_bits, disk=folder, draft=args.draft, exact=args.exact)
 
 
 def add_answer_options(parser: Parser) -> None:

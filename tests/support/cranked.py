@@ -118,18 +118,19 @@ def cranked(
     open_disk: OpenDisk = lambda *_: None,
     stride: int | None = None,
     drafts: bool = True,
+    exact: bool = False,
     clock: Callable[[], float] = time.perf_counter,
     **limits: Any,
 ) -> Cranked:
     """stride: between checkpoints inside a prompt, in place of a fair one, which tiny texts do not reach
 
-    drafts: with what the MTP layer remembers   clock: seconds, of steps
+    drafts: with what the MTP layer remembers   exact: `model` is an ExactModel   clock: seconds, of steps
     """
     crank, bounds = Crank(), Limits(**limits)
     store = store or PrefixStore(bounds.prefix_bytes)
 
     def make_format(kv_bits: int) -> CacheFormat:
-        make = functools.partial(make_caches, model, kv_bits, drafts)
+        make = functools.partial(make_caches, model, kv_bits, drafts, exact)
         example = one_token(model, make)
         layouts, name = Layouts.of(example), f"{kv_bits:016x}"
         root = store.root(name, lambda: open_disk(name, layouts))
