@@ -25,6 +25,7 @@ from mlx_qwen35.chat.folding import Folding, Message
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
 from mlx_qwen35.chat.parser import OutputParser, PlainText
 from mlx_qwen35.chat.reply import gathered
+from mlx_qwen35.chat.room import require_few, require_room, too_long
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.chat.template import ChatTemplate
 from mlx_qwen35.chat.tokenizer import Tokenizer
@@ -215,6 +216,11 @@ class Runtime:
         """The prompt as token ids, answers of this runtime in it as they were sampled."""
         return self.transcript.prompt(self.render(request))
 
+    def _tokenised(self, text: str) -> Prompt:
+        """The same of a text, if it is not far too long: that takes time, and then is refused."""
+        require_room(text, self.config.max_context, self.tokenizer.encode)
+        return self.transcript.prompt(text)
+
     def chat(self, request: ChatRequest) -> Iterator[Event]:
         """Answer. The last event is `Finished`; closing the iterator cancels within one step.
 
@@ -230,6 +236,7 @@ class Runtime:
         """
         if request.fold_at is not None:
             request = self._folded(request, request.fold_at)
+        require_few(request.messages, self.config.max_context)
         text, tools = self.render(request), normalise_tools(request.tools)
         in_reasoning, choice = self.template.opens_thinking(text), tool_choice(request.tool_choice, tools)
         asked = Guidance(
@@ -241,7 +248,7 @@ class Runtime:
             request.parallel_tool_calls,
         )
         parser = OutputParser(None if choice.mode == "none" else tools, in_reasoning)
-        return self._prepared(request, self.transcript.prompt(text), self.sampling(request), parser, hold, asked)
+        return self._prepared(request, self._tokenised(text), self.sampling(request), parser, hold, asked)
 
     def _folded(self, request: ChatRequest, limit: int) -> ChatRequest:
         """The request with older turns summarised where it is longer than `limit` tokens; see chat/folding.py."""
@@ -266,7 +273,9 @@ class Runtime:
     def prepare_text(self, request: TextRequest) -> Prepared:
         """The same for a text to go on with. Raises RequestError."""
         given = request.prompt
-        prompt = self.transcript.prompt(given) if isinstance(given, str) else self.transcript.read(given)
+        if len(given) >= self.config.max_context and not isinstance(given, str):
+            raise too_long(self.config.max_context)
+        prompt = self._tokenised(given) if isinstance(given, str) else self.transcript.read(given)
         # One text is often gone on with several times: only its last token is computed again.
         prompt = replace(prompt, pivots=(*prompt.pivots, len(prompt.ids) - 1))
         form = answer_form(request.response_format, request.regex, request.choices, request.grammar)

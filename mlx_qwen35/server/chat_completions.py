@@ -18,8 +18,6 @@ from mlx_qwen35.server.openai_errors import openai_error
 from mlx_qwen35.server.openai_fields import Count, Shared, answer_options, refuse_unsupported, seeds, usage_json
 from mlx_qwen35.server.protocol import Asked, Call, Frame, Generation, Json, Refused, Served
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-
 
 class ChatBody(Shared, kw_only=True):
     """The body of `/v1/chat/completions`. Other fields are let through, unless they look like a slip."""
@@ -66,16 +64,25 @@ def _requests(body: ChatBody) -> list[ChatRequest]:
     options = answer_options(body)
     if body.max_completion_tokens is not None:
         options["max_tokens"] = body.max_completion_tokens
-    # With tool_choice none the tools are not shown to the model, which can then call none.
-    tools = None if body.tool_choice == "none" else body.tools
     return [
-        ChatRequest(body.messages, tools or None, _thinking(body), seed=seed, **options)
+        ChatRequest(
+            body.messages,
+            body.tools or None,
+            _thinking(body),
+            seed=seed,
+            thinking_budget=body.thinking_budget,
+            reasoning_effort=body.reasoning_effort,
+            tool_choice=body.tool_choice,
+            parallel_tool_calls=body.parallel_tool_calls is not False,
+            response_format=body.response_format,
+            **options,
+        )
         for seed in seeds(body.seed, body.n or 1)
     ]
 
 
 def _thinking(body: ChatBody) -> bool | None:
-    """What the template's own option says, else the field of that name, else the effort; None is the template's choice.
+    """What the template's own option says, else the field of that name; None leaves it to the effort or the template.
 
     Raises Refused for other options of the template: a request does not choose how prompts are written.
     """
@@ -83,29 +90,16 @@ def _thinking(body: ChatBody) -> bool | None:
         if name != "enable_thinking":
             raise refuse_unsupported(f"chat_template_kwargs.{name[:40]}", "cannot be set; only enable_thinking can")
         if value is not None and not isinstance(value, bool):
-            raise Refused(400, "It should be true or false.", param="chat_template_kwargs.enable_thinking")
-    if body.reasoning_effort is not None and body.reasoning_effort not in EFFORTS:
-        text = f"reasoning_effort is {body.reasoning_effort!r:.40}; it should be one of {', '.join(EFFORTS)}."
-        raise Refused(400, text, param="reasoning_effort")
-    effort = None if body.reasoning_effort is None else body.reasoning_effort != "none"
-    for given in ((body.chat_template_kwargs or {}).get("enable_thinking"), body.enable_thinking, effort):
-        if given is not None:
-            return given
-    return None
+            place = "chat_template_kwargs.enable_thinking"
+            raise Refused(400, f"{place} should be true or false.", param=place)
+    asked = (body.chat_template_kwargs or {}).get("enable_thinking")
+    return body.enable_thinking if asked is None else asked
 
 
 def _refuse_what_is_missing(body: ChatBody) -> None:
     """What this release cannot obey is refused by name, and never ignored."""
     if body.logprobs or body.top_logprobs:
         raise refuse_unsupported("logprobs")
-    if body.thinking_budget is not None:
-        raise refuse_unsupported("thinking_budget")
-    if body.response_format is not None and body.response_format.get("type") != "text":
-        raise refuse_unsupported("response_format")
-    if body.tool_choice not in (None, "auto", "none"):
-        raise refuse_unsupported("tool_choice", "other than auto and none is not supported in this release")
-    if body.parallel_tool_calls is False and body.tools:
-        raise refuse_unsupported("parallel_tool_calls")
     for field in ("functions", "function_call", "audio", "web_search_options"):
         if getattr(body, field) is not None:
             raise refuse_unsupported(field, "is not supported; functions are given as tools")

@@ -99,9 +99,52 @@ def test_a_tool_loop_comes_to_an_answer(client: openai.OpenAI) -> None:
     assert final.usage.prompt_tokens_details.cached_tokens > 0
 
 
-def test_without_tool_choice_no_tool_is_called(client: openai.OpenAI) -> None:
-    question = [{"role": "user", "content": "What is the weather in Paris?"}]
-    assert ask(client, question, tools=[WEATHER], tool_choice="none").choices[0].message.tool_calls is None
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_choice_of_tool_is_obeyed(client: openai.OpenAI, stream: bool) -> None:
+    def called(text: str, **options: Any) -> list[str]:
+        answer = ask(client, [{"role": "user", "content": text}], stream=stream, max_tokens=200, **options)
+        if not stream:
+            return [call.function.name for call in answer.choices[0].message.tool_calls or []]
+        deltas = [chunk.choices[0].delta for chunk in answer]
+        return [call.function.name for delta in deltas for call in delta.tool_calls or [] if call.function.name]
+
+    weather = "What is the weather in Paris?"
+    other = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+    assert called(weather, tools=[WEATHER], tool_choice="none") == []
+    assert called("Hello", tools=[WEATHER], tool_choice="required")[0] == "get_weather"
+    named = {"type": "function", "function": {"name": "get_time"}}
+    assert called(weather, tools=[WEATHER, other], tool_choice=named)[0] == "get_time"
+    assert len(called(weather, tools=[WEATHER], parallel_tool_calls=False)) == 1
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_the_answer_s_form_is_obeyed(client: openai.OpenAI, thinking: bool) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer", "maximum": 99}, "even": {"type": "boolean"}},
+        "required": ["sum", "even"],
+        "additionalProperties": False,
+    }
+    extra = {"extra_body": {"enable_thinking": thinking}}
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema, "strict": True}}
+    message = ask(client, response_format=form, max_tokens=200, **extra).choices[0].message
+    found = json.loads(message.content)
+    assert set(found) == {"sum", "even"}
+    assert bool(getattr(message, "reasoning_content", "")) == thinking
+    with pytest.raises(openai.BadRequestError):
+        ask(client, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}})
+
+
+def test_thinking_ends_at_its_budget(client: openai.OpenAI) -> None:
+    def thoughts(**options: Any) -> str:
+        return getattr(ask(client, max_tokens=300, **options).choices[0].message, "reasoning_content", "")
+
+    free = thoughts(extra_body={"enable_thinking": True})
+    cut = thoughts(extra_body={"enable_thinking": True, "thinking_budget": 3})
+    assert cut[:2] == free[:2]
+    assert free[6:] not in cut  # it was brought to another end
+    assert thoughts(reasoning_effort="none") == thoughts(extra_body={"thinking_budget": 0}) == ""
+    assert thoughts(reasoning_effort="low") == free
 
 
 def test_choices_are_numbered_and_a_seed_repeats_them(client: openai.OpenAI) -> None:
@@ -153,6 +196,7 @@ def test_histories_that_agents_really_send_are_answered(client: openai.OpenAI) -
     ("options", "field"),
     [
         ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 2}, "logprobs"),
         ({"extra_body": {"functions": []}}, "functions"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs.chat_template"),
