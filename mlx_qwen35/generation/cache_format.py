@@ -13,6 +13,7 @@ from mlx_qwen35.caches.prefix_tree import Node
 from mlx_qwen35.caches.rows import SequenceCache, attention_layers, recurrent_layers
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.windows import Window
+from mlx_qwen35.options import MOST_DRAFTS
 
 MIN_STRIDE = 1024  # tokens between checkpoints inside a long prompt, at least
 STRIDE_SHARE = 2  # and as many that their KV takes this many times a checkpoint's bytes
@@ -33,7 +34,8 @@ class CacheSizes:
 
     def sequence(self, tokens: int) -> int:
         """Bytes of a live sequence: KV in whole growth steps, and two states, since a step makes the next from one."""
-        return -(-(tokens + 1) // GROWTH) * GROWTH * self.token + 2 * self.state
+        longest = tokens + 1 + MOST_DRAFTS
+        return -(-longest // GROWTH) * GROWTH * self.token + 2 * self.state
 
     @property
     def stride(self) -> int:

@@ -70,6 +70,7 @@ class FamilyEntry:
             "linear_conv_kernel_dim": CONV_KERNEL,
             "vocab_size": VOCABULARY,
             "max_position_embeddings": NATIVE_CONTEXT,
+            "mtp_num_hidden_layers": 1,
         }
         if not self.experts:
             return config | {"intermediate_size": self.intermediate}

@@ -54,6 +54,7 @@ class TextSizes:
     conv_rows: int
     feed_forward: int  # inner width that one token passes through: dense, or chosen experts and the shared one
     vocabulary: int
+    mtp_layers: int = 0  # attention layers that draft
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TextSizes":
@@ -88,12 +89,17 @@ class TextSizes:
             conv_rows=size("linear_conv_kernel_dim", 4) - 1,
             feed_forward=feed_forward,
             vocabulary=size("vocab_size"),
+            mtp_layers=1 if size.values.get("mtp_num_hidden_layers") else 0,
         )
 
     def kv_bytes_per_token(self, bits: int = 16, group_size: int = 64) -> int:
         """Keys and values of all attention layers. Below 16 bits each group adds a 16-bit scale and bias."""
         stored = bits if bits >= 16 else bits + 32 / group_size
         return round(self.full_layers * 2 * self.kv_heads * self.head_dim * stored / 8)
+
+    def mtp_kv_bytes_per_token(self, bits: int = 16) -> int:
+        """The same of the MTP layer, which is kept where drafts are not switched off."""
+        return replace(self, full_layers=self.mtp_layers).kv_bytes_per_token(bits)
 
     @property
     def recurrent_state_bytes(self) -> int:
@@ -180,6 +186,7 @@ class _Demand:
     def rows(self, sizes: TextSizes, weight_bytes: int) -> tuple[PlanRow, ...]:
         window = self.window or sizes.prefill_window(self.context)
         kv = self.batch * self.context * sizes.kv_bytes_per_token(self.kv_bits)
+        drafts = self.batch * self.context * sizes.mtp_kv_bytes_per_token(self.kv_bits)
         state = sizes.recurrent_state_bytes + sizes.conv_tail_bytes(self.activation_bytes)
         work = sizes.workspace_bytes(window, self.context, self.batch, self.activation_bytes)
         sequences = f" x {self.batch} sequences" if self.batch > 1 else ""
@@ -187,6 +194,7 @@ class _Demand:
             PlanRow("weights", weight_bytes),
             PlanRow("KV cache", kv, f"{self.context:,} tokens{sequences}"),
             PlanRow("DeltaNet state", self.batch * state, "does not grow with the context"),
+            *([PlanRow("KV of drafts", drafts, "unless --draft off")] if drafts else []),
             PlanRow("workspace", work, f"estimate, prefill in windows of {window:,}"),
         )
 

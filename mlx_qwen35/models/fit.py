@@ -74,7 +74,7 @@ def cache_bytes(plan: MemoryPlan) -> int:
     """What is left for caches beside weights and workspace; at least what the plan counts for them."""
     sizes = {row.name: row.nbytes for row in plan.rows}
     left = plan.machine.budget - sizes["weights"] - sizes["workspace"]
-    return max(left, sizes["KV cache"] + 2 * sizes["DeltaNet state"])
+    return max(left, sizes["KV cache"] + sizes.get("KV of drafts", 0) + 2 * sizes["DeltaNet state"])
 
 
 def machine() -> Machine:

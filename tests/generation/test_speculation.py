@@ -53,14 +53,16 @@ def asked(ids: list[int], draft: Draft | None, sampling: Sampling | None = None,
 
 @functools.cache
 def plain_answers(count: int) -> list[list[int]]:
-    return answers(cranked(network(DEMO), max_rows=8), [asked(ids, "off") for ids in evaluation(count)])[0]
+    return answers(
+        cranked(network(DEMO), max_rows=8, max_waiting=1000), [asked(ids, "off") for ids in evaluation(count)]
+    )[0]
 
 
 def differing(count: int, draft: Draft) -> tuple[int, float, float]:
     """Answers that differ from those without drafts, the worst token's distance, and tokens a step."""
     model, plain = network(DEMO), plain_answers(max(count, 56))
     requests = [asked(ids, draft) for ids in evaluation(count)]
-    found, lines = answers(cranked(model, max_rows=8), requests)
+    found, lines = answers(cranked(model, max_rows=8, max_waiting=1000), requests)
     differ = [i for i in range(count) if found[i] != plain[i]]
     worst = max((shortfall(model, requests[i], found[i]) for i in differ), default=0.0)
     return len(differ), worst, sum(map(len, found)) / sum(line.decoded.steps for line in lines)

@@ -128,7 +128,7 @@ def test_the_plan_adds_up_and_its_table_shows_it() -> None:
     assert "8,192 tokens x 3 sequences" in table
     assert f"{plan.total / GIB:.2f} GiB" in table
     assert [line.split()[0] for line in table.splitlines()] == [
-        "weights", "KV", "DeltaNet", "workspace", "needed", "this",
+        "weights", "KV", "DeltaNet", "KV", "workspace", "needed", "this",
     ]  # fmt: skip
 
 
