@@ -30,7 +30,7 @@ from mlx_qwen35.terminal.arguments import (
 )
 from mlx_qwen35.terminal.convert_arguments import add_convert_options, conversion_options
 from mlx_qwen35.terminal.safe_text import safe
-from mlx_qwen35.terminal.serve_arguments import add_serve_options
+from mlx_qwen35.terminal.serve_arguments import add_cache_options, add_serve_options, rules_of
 
 if TYPE_CHECKING:
     from mlx_qwen35.runtime import ChatRequest, Runtime
@@ -120,6 +120,7 @@ def make_parser() -> Parser:
     add_serve_options(
         add("serve", run_serve, "Serve a model to agent tools, as OpenAI and Anthropic do.", "serve 35b-a3b")
     )
+    add_cache_options(add("cache", run_cache, "See where two saved requests differ.", "cache diff 1.json 2.json"))
     kernels = add("kernels", run_kernels, "Count launches and bytes of a step, beside stock mlx-lm.", "kernels 35b-a3b")
     kernels.add_argument("sizes", nargs="*", metavar="SIZE", help="which of the family (27b and the mixtures)")
     kernels.add_argument("--check", type=Path, metavar="FOLDER", help="run a checkpoint's kernels on this Mac instead")
@@ -199,6 +200,14 @@ def run_eval(args: argparse.Namespace) -> None:
     run(args)
 
 
+def run_cache(args: argparse.Namespace) -> None:
+    from mlx_qwen35.server.compare import report
+    from mlx_qwen35.terminal.loading import chosen_model
+
+    for line in report(args.first, args.second, chosen_model(args.model), rules_of(args)):
+        print(safe(line))
+
+
 def run_kernels(args: argparse.Namespace) -> None:
     if args.check:
         from mlx_qwen35.counting.check import check_kernels
@@ -227,7 +236,6 @@ def run_app(args: argparse.Namespace) -> None:
 
 def run_serve(args: argparse.Namespace) -> None:
     """Answer over HTTP until interrupted."""
-    from mlx_qwen35.chat.canonical import RULES
     from mlx_qwen35.server.settings import MIB, Settings
     from mlx_qwen35.server.start import api_keys, serve
 
@@ -240,7 +248,7 @@ def run_serve(args: argparse.Namespace) -> None:
         answer_seconds=args.timeout,
         grace_seconds=args.grace,
         quote_cache=args.quote_cache,
-        rules=tuple(rule for rule in RULES if rule not in args.as_sent and "all" not in args.as_sent),
+        rules=rules_of(args),
     )
     if args.log:
         logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)

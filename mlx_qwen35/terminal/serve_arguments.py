@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 from mlx_qwen35.chat.canonical import RULES
@@ -60,6 +61,30 @@ def add_serve_options(parser: Parser) -> None:
         metavar="SECONDS",
         help="that running answers get when the server is stopped (5)",
     )
+    _add_as_sent(parser)
+    parser.add_argument("--log", action="store_true", help="a line for each request on stderr, without its content")
+    parser.add_argument(
+        "--quote-cache",
+        action="store_true",
+        help="notes on the cache quote where a prompt departs from an earlier one, which may be another client's",
+    )
+
+
+def add_cache_options(parser: Parser) -> None:
+    """What `cache diff` compares."""
+    parser.add_argument("what", choices=["diff"], metavar="diff", help="compare two request bodies as prompts")
+    for name in ("first", "second"):
+        parser.add_argument(name, type=Path, metavar=f"{name.upper()}.json", help="of any of the server's protocols")
+    parser.add_argument("--model", metavar="MODEL", help="whose template and tokenizer (the last used, or demo)")
+    _add_as_sent(parser)
+
+
+def rules_of(args: Namespace) -> tuple[str, ...]:
+    """The rules of chat/canonical.py that `--as-sent` leaves on."""
+    return tuple(rule for rule in RULES if rule not in args.as_sent and "all" not in args.as_sent)
+
+
+def _add_as_sent(parser: Parser) -> None:
     parser.add_argument(
         "--as-sent",
         action="append",
@@ -68,10 +93,4 @@ def add_serve_options(parser: Parser) -> None:
         metavar="RULE",
         help="prompts keep what would otherwise be written so that a client's next turn can go on from the last: "
         f"{', '.join(RULES)}, or all (repeatable)",
-    )
-    parser.add_argument("--log", action="store_true", help="a line for each request on stderr, without its content")
-    parser.add_argument(
-        "--quote-cache",
-        action="store_true",
-        help="notes on the cache quote where a prompt departs from an earlier one, which may be another client's",
     )
