@@ -29,6 +29,7 @@ from mlx_qwen35.terminal.arguments import (
     sampling_of,
 )
 from mlx_qwen35.terminal.convert_arguments import add_convert_options, conversion_options
+from mlx_qwen35.terminal.form_arguments import add_form_options, form_of, tool_choice_of
 from mlx_qwen35.terminal.safe_text import safe
 from mlx_qwen35.terminal.serve_arguments import add_cache_options, add_serve_options, rules_of
 
@@ -128,6 +129,7 @@ def make_parser() -> Parser:
         add_model_options(commands.choices[name])
     for name in ("chat", "generate"):
         add_answer_options(commands.choices[name])
+        add_form_options(commands.choices[name])
     return parser
 
 
@@ -135,6 +137,7 @@ def _add_generate(parser: Parser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the question; - or nothing reads stdin")
     parser.add_argument("--model", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)")
     parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of the tools it may call")
+    parser.add_argument("--tool-choice", metavar="NAME", help="auto, none, required, or the tool to call (auto)")
     parser.add_argument("--json", action="store_true", help="one JSON object with content, reasoning, usage and more")
 
 
@@ -159,7 +162,14 @@ def run_chat(args: argparse.Namespace) -> None:
     from mlx_qwen35.terminal.conversation import Conversation, Settings
 
     settings = Settings(
-        args.system or "", args.think, args.preset, sampling_of(args), args.max_tokens, args.seed, tuple(args.stop)
+        args.system or "",
+        args.think,
+        args.preset,
+        sampling_of(args),
+        args.max_tokens,
+        args.seed,
+        tuple(args.stop),
+        form_of(args),
     )
     if not sys.stdin.isatty():
         _answer_once(args, _question(None), args.model)
@@ -257,7 +267,7 @@ def run_serve(args: argparse.Namespace) -> None:
 
 
 def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> None:
-    tools = _tools(getattr(args, "tools", None))
+    tools, form = _tools(getattr(args, "tools", None)), form_of(args)
     from mlx_qwen35.runtime import ChatRequest
     from mlx_qwen35.terminal.loading import demo_notice, is_demo
     from mlx_qwen35.terminal.once import answer_as_json, answer_plainly
@@ -272,6 +282,8 @@ def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> N
         max_tokens=args.max_tokens,
         stop=tuple(args.stop),
         seed=args.seed,
+        tool_choice=tool_choice_of(getattr(args, "tool_choice", None)),
+        **form,
     )
     with contextlib.closing(_load(args, name)) as runtime:
         if args.command == "chat" and is_demo(runtime.name):

@@ -87,6 +87,12 @@ def test_mlx_lm_stands_behind_one_module_each() -> None:
     assert named == {"generation.sampling", "counting.stock"}
 
 
+def test_llguidance_stands_behind_one_module() -> None:
+    assert [m for m, path in sources() if any(n.split(".")[0] == "llguidance" for n in imports(path))] == [
+        "generation.grammars"
+    ]
+
+
 def test_every_package_on_disk_is_installed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     on_disk = {"mlx_qwen35"}

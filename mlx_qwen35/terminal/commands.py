@@ -58,6 +58,7 @@ class ChatState:
             max_tokens=s.max_tokens,
             stop=s.stop,
             seed=s.seed,
+            **s.form,
         )
 
     def count(self, answer: Answer) -> None:

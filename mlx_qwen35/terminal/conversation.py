@@ -14,6 +14,7 @@ from mlx_qwen35.chat.presets import choose
 from mlx_qwen35.errors import RequestError, UserError
 from mlx_qwen35.hub.cache import write_atomically
 from mlx_qwen35.options import Sampling
+from mlx_qwen35.terminal.form_arguments import check_form
 
 FORMAT, VERSION = "mlx-qwen35 chat", 1
 MAX_FILE_BYTES = 256 << 20
@@ -27,6 +28,7 @@ class Settings:
     """How answers are asked for. None, and an empty `sampling`, leave the choice to the checkpoint and its presets.
 
     sampling: what to change, by the names of `options.Sampling`   max_tokens: of one answer
+    form: of answers, and how long to think, by the names of `form_arguments.NAMES`
     """
 
     system: str = ""
@@ -36,6 +38,7 @@ class Settings:
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    form: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,6 +66,8 @@ class Conversation:
         if path.exists() and not _is_ours(path):
             raise UserError(f"{path} exists and is not a saved chat. Choose another name.")
         settings = {**asdict(self.settings), "sampling": dict(self.settings.sampling)}
+        if not settings["form"]:
+            del settings["form"]  # earlier releases read the file then
         content = {"format": FORMAT, "version": VERSION, "model": model, "settings": settings}
         text = json.dumps({**content, "messages": self.messages}, ensure_ascii=True, indent=1)
         if not path.parent.is_dir():
@@ -108,12 +113,14 @@ def _settings(value: Any) -> Settings:
         "max_tokens": lambda v: v is None or (type(v) is int and v > 0),
         "seed": lambda v: v is None or type(v) is int,
         "stop": lambda v: isinstance(v, list) and all(isinstance(s, str) for s in v),
+        "form": lambda v: isinstance(v, dict),
     }
     if unknown := sorted(set(value) - set(checks)):
         raise RequestError(f"settings has {unknown[0][:40]!r}, which this program does not know.")
     for name, sound in checks.items():
         if name in value and not sound(value[name]):
             raise RequestError(f"settings.{name} is {str(value[name])[:40]!r}, which cannot be used.")
+    check_form(value.get("form", {}))
     if value.get("preset"):
         choose(value["preset"], thinking=False)
     return Settings(**{**value, "stop": tuple(value.get("stop", ()))})

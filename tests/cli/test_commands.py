@@ -69,6 +69,21 @@ def test_json_is_one_object_that_says_everything(run: Run, tiny_chat: Path) -> N
     assert answer["sampling"]["temperature"] == 0
 
 
+def test_an_answer_takes_the_form_it_is_asked_for(run: Run, tiny_chat: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["a", 1]}, "maxItems": 2}')
+    options = ["--model", str(tiny_chat), "--seed", "1"]
+    assert isinstance(json.loads(run("generate", "Hello", "--schema", str(schema), *options).stdout), list)
+    assert run("generate", "Hello", "--choice", "yes", "--choice", "no", *options).stdout.strip() in ("yes", "no")
+    assert run("chat", str(tiny_chat), "--regex", "[0-9]{3}", stdin="Hello").stdout.strip().isdigit()
+
+
+def test_thinking_ends_with_its_budget(run: Run) -> None:
+    done = run("generate", "What is MLX?", "--model", "demo", "--think", "--thinking-budget", "4", "--temperature", "0")
+    assert "limited time" in done.stderr
+    assert done.stdout.strip()
+
+
 def test_a_piped_question_is_answered_once(run: Run, tiny_chat: Path) -> None:
     done = run("chat", str(tiny_chat), "--max-tokens", "8", "--no-think", stdin="one\ntwo\n")
     assert done.returncode == 0

@@ -120,6 +120,22 @@ def test_tools_that_are_none_are_one_line(run: Run, tmp_path: Path) -> None:
         assert expected in complaint(run("generate", "hi", "--tools", str(file)))
 
 
+def test_forms_that_are_none_are_one_line(run: Run, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text("{")
+    for options, expected in (
+        (["--schema", str(schema)], "not JSON"),
+        (["--schema", str(tmp_path / "none")], "no such file"),
+        (["--regex", "a", "--choice", "a"], "one form"),
+        (["--reasoning-effort", "some"], "unknown --reasoning-effort"),
+        (["--thinking-budget", "-1"], "not between"),
+    ):
+        done = run("generate", "Hello", "--model", "demo", *options)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert expected in done.stderr
+
+
 def test_debug_shows_where_an_error_comes_from(run: Run) -> None:
     done = run("chat", "no/such/model", "--debug", stdin="hi")
     assert done.returncode == 2

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.terminal.conversation import Conversation, Settings
 
-SETTINGS = Settings("Be brief.", True, "thinking-coding", {"temperature": 0.5, "top_k": 3}, 100, 7, ("END",))
+SETTINGS = Settings(
+    "Be brief.",
+    True,
+    "thinking-coding",
+    {"temperature": 0.5, "top_k": 3},
+    100,
+    7,
+    ("END",),
+    {"regex": "a+", "thinking_budget": 9},
+)
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"n": 10**60, "s": "\x00\ud7ff"}}}
 MESSAGES: list[dict[str, Any]] = [
     {"role": "user", "content": "Hallo 🙂"},
