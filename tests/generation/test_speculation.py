@@ -68,7 +68,7 @@ def differing(count: int, draft: Draft) -> tuple[int, float, float]:
     return len(differ), worst, sum(map(len, found)) / sum(line.decoded.steps for line in lines)
 
 
-@pytest.mark.parametrize("count", [56, pytest.param(504, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [56, pytest.param(504, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_demo_answers_are_those_without_drafts(count: int) -> None:
     """Identical, or first different where plain decode's two best logits are within 1e-3, on 1 % of them at most."""
     differ, worst, tokens_per_step = differing(count, 3)
