@@ -102,9 +102,10 @@ def test_a_wish_to_end_inside_the_block_closes_it() -> None:
     assert said(guide(None), [*encode("abc"), END, *encode("de"), END]) == [*encode("abc"), CLOSE, *encode("de"), END]
 
 
-def test_a_tool_call_closes_the_block_and_its_grammar_takes_over() -> None:
-    wishes = [*encode("abc"), CALL, *encode("zzzzzz")]
-    tokens = said(guide(None, 'start: <tool_call> "xy" "x"*', call=True), wishes)
+@pytest.mark.parametrize("window", [1, 2, 6])
+def test_a_tool_call_closes_the_block_and_its_grammar_takes_over(window: int) -> None:
+    wishes = [*encode("abc"), CALL, *encode("xyxzzz")]
+    tokens = said(guide(None, 'start: <tool_call> "xy" "x"*', call=True), wishes, window)
     assert tokens[:6] == [*encode("abc"), CALL, *encode("xy")]
 
 
