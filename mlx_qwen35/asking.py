@@ -14,7 +14,7 @@ from mlx_qwen35.runtime import ChatRequest, TextRequest
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
 FORMS = ("response_format", "schema", "regex", "choices", "grammar")
-OF_CHATS = ("thinking_budget", "reasoning_effort", "tool_choice", "parallel_tool_calls")
+OF_CHATS = ("thinking_budget", "reasoning_effort", "tool_choice", "parallel_tool_calls", "fold_at")
 OTHERS = ("preset", "max_tokens", "stop", "seed", "logit_bias", "draft", *FORMS, *OF_CHATS)
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     reasoning_effort: "none", "minimal" (256), "low" (1,024), "medium" (4,096), "high" (16,384 tokens), "xhigh"
     tool_choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}
     parallel_tool_calls: False for one call an answer at most
+    fold_at: tokens of prompt beyond which older turns become a summary that the model writes (see chat/folding.py)
     """
 
     preset: str | None
@@ -62,6 +63,7 @@ class Options(TypedDict, total=False):
     reasoning_effort: str | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
+    fold_at: int | None
     draft: Draft | None
 
 
@@ -104,7 +106,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in SAMPLING:
         if name in given:
             _check(name, _is_number(given[name]), "a number", given)
-    for name in ("max_tokens", "seed"):
+    for name in ("max_tokens", "seed", "fold_at"):
         if name in given:
             _check(name, type(given[name]) is int, "a whole number", given)
     if "preset" in given:

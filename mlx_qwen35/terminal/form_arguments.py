@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_qwen35.chat.constraints import EFFORTS, answer_form, thinking
+from mlx_qwen35.chat.folding import SMALLEST_LIMIT
 from mlx_qwen35.errors import RequestError, UserError
 from mlx_qwen35.terminal.arguments import Parser, between
 
 MAX_BYTES = 4 << 20  # of a schema or grammar
-NAMES = ("thinking_budget", "reasoning_effort", "response_format", "regex", "choices", "grammar")
+NAMES = ("thinking_budget", "reasoning_effort", "response_format", "regex", "choices", "grammar", "fold_at")
 
 
 def add_form_options(parser: Parser) -> None:
@@ -24,6 +25,12 @@ def add_form_options(parser: Parser) -> None:
         "--thinking-budget", type=between(int, 0, 1 << 31), metavar="N", help="end thinking after N tokens; 0: none"
     )
     group.add_argument("--reasoning-effort", choices=list(EFFORTS), metavar="NAME", help=f"none, {efforts}, xhigh")
+    group.add_argument(
+        "--fold-at",
+        type=between(int, SMALLEST_LIMIT, 1 << 31),
+        metavar="TOKENS",
+        help="summarise older turns of a conversation that outgrows so many tokens",
+    )
     group.add_argument("--schema", type=Path, metavar="FILE", help="answer with JSON that this JSON schema describes")
     group.add_argument("--json-object", action="store_true", help="answer with a JSON object")
     group.add_argument("--regex", metavar="TEXT", help="answer with what this regular expression matches")
@@ -35,7 +42,7 @@ def form_of(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, by the names of `ChatRequest`'s fields. Raises UserError for what cannot be."""
     if args.schema is not None and args.json_object:
         raise UserError("--schema and --json-object are both given; an answer has one form.")
-    given = {name: getattr(args, name) for name in ("thinking_budget", "reasoning_effort", "regex")}
+    given = {name: getattr(args, name) for name in ("thinking_budget", "reasoning_effort", "regex", "fold_at")}
     given |= {"choices": args.choice, "grammar": None if args.grammar is None else _read(args.grammar)}
     if args.schema is not None:
         given["response_format"] = {"type": "json_schema", "json_schema": {"schema": _json(args.schema)}}
