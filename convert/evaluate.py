@@ -149,7 +149,7 @@ class _Stream:
         half = x.shape[1] // 2
         rows = []
         for b in range(x.shape[0]):  # caches hold one sequence each
-            cache = self.model.found.model.make_cache()[i]
+            cache: Any = self.model.found.model.make_cache()[i]  # of a layer of the trunk, so none of the drafts'
             parts = [layer(part, cache) for part in (x[b : b + 1, :half], x[b : b + 1, half:]) if part.shape[1]]
             rows.append(mx.concatenate(parts, axis=1))
         y = mx.concatenate(rows)
