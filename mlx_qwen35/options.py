@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 1 << 30
+USUAL_CONTEXT = 8_192  # tokens the memory plan counts when the user names no context
 PLAIN = 16  # kv_bits of a cache that is not quantized
 KV_BITS = (16, 8, 4)
 MOST_DRAFTS = 4  # tokens guessed ahead of one that is drawn

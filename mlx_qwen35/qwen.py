@@ -27,9 +27,9 @@ from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.stats import Stats
 from mlx_qwen35.hub.cache import prefix_folder
 from mlx_qwen35.models.weights import Progress
-from mlx_qwen35.options import DRAFT_VALUES, KV_BITS, PLAIN, CacheOptions, Draft, is_draft
+from mlx_qwen35.options import DRAFT_VALUES, KV_BITS, PLAIN, USUAL_CONTEXT, CacheOptions, Draft, is_draft
 from mlx_qwen35.running import Prepared, Running
-from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime, TextRequest
+from mlx_qwen35.runtime import Runtime, TextRequest
 from mlx_qwen35.session import Session
 
 USUAL_TEXT = 256  # tokens of a text that was not told how long to become

@@ -43,11 +43,10 @@ from mlx_qwen35.hub.jsonfile import read_json
 from mlx_qwen35.models.config import ModelConfig, read_config
 from mlx_qwen35.models.fit import cache_bytes, fetch_if_it_fits
 from mlx_qwen35.models.weights import LoadedModel, Progress, load_model
-from mlx_qwen35.options import GREEDY, CacheOptions, Draft, Sampling
+from mlx_qwen35.options import GREEDY, USUAL_CONTEXT, CacheOptions, Draft, Sampling
 from mlx_qwen35.running import Prepared, Running
 
 USUAL_ANSWER = 32_768  # tokens; what the model cards advise for most questions
-USUAL_CONTEXT = 8_192  # tokens the memory plan counts when the user names no context
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.models.config import ModelConfig
+from mlx_qwen35.options import USUAL_CONTEXT
 
 LARGEST_FACTOR = 4
 
@@ -25,7 +26,8 @@ def with_context(config: ModelConfig, context: int) -> ModelConfig:
 
     Raises ConfigError, one line, for more than LARGEST_FACTOR times the native context.
     """
-    if context <= config.max_context:
+    # The usual context is what memory is planned for where nobody asks; it stretches no model that holds less.
+    if context <= max(config.max_context, USUAL_CONTEXT):
         return config
     native, factor = native_context(config), 2
     while factor * native < context:
