@@ -81,6 +81,7 @@ def config_of(size: str, kinds: Sequence[str]) -> dict[str, Any]:
     text = entry.text_config | {
         "model_type": f"{name}_text",
         "num_hidden_layers": len(kinds),
+        "mtp_num_hidden_layers": 0,  # a token that is decoded plainly reads nothing of it
         "layer_types": list(kinds),
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": entry.tied,
