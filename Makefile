@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # MLX's Linux wheel links a slow reference BLAS; Debian's OpenBLAS, preloaded, is 40 times faster. Empty elsewhere.
 OPENBLAS = $$(ls /usr/lib/*/openblas-pthread/libopenblas.so.0 2>/dev/null | head -n 1)
 RUN = LD_PRELOAD="$(OPENBLAS)"
+# A process a core, at most four: each test of theirs computes on one thread.
+PYTEST = $(RUN) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: chat app test lint test-slow clean
 
@@ -19,7 +21,7 @@ app: $(VENV)/app.stamp
 	@$(RUN) $(BIN)/mlx-qwen35 app demo
 
 test: lint
-	@$(RUN) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .
@@ -28,8 +30,8 @@ lint: $(VENV)/dev.stamp
 
 # Minutes, not seconds: what make test leaves out. Metal kernels once more, with the order of threads reversed.
 test-slow: $(VENV)/dev.stamp
-	@$(RUN) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
-	@$(RUN) OPENBLAS_NUM_THREADS=1 MLX_QWEN35_METAL_SCHEDULE=reverse $(BIN)/python -m pytest -m "metal and not slow"
+	@$(PYTEST) -m slow
+	@MLX_QWEN35_METAL_SCHEDULE=reverse $(PYTEST) -m "metal and not slow"
 
 $(VENV)/core.stamp: pyproject.toml Makefile
 	@.ci/setup $(PYTHON) $(VENV) .

@@ -9,6 +9,6 @@ from tests.metal_emulator.toolchain import why_not
 
 
 @pytest.fixture(autouse=True)
-def emulator(request: pytest.FixtureRequest) -> None:
+def emulator() -> None:
     if reason := why_not():
-        skip(request.config, reason)
+        skip(reason)
