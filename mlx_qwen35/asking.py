@@ -15,7 +15,7 @@ from mlx_qwen35.runtime import ChatRequest, TextRequest
 SAMPLING = tuple(f.name for f in fields(Sampling))
 FORMS = ("response_format", "schema", "regex", "choices", "grammar")
 OF_CHATS = ("thinking_budget", "reasoning_effort", "tool_choice", "parallel_tool_calls", "fold_at")
-OTHERS = ("preset", "max_tokens", "stop", "seed", "logit_bias", "draft", *FORMS, *OF_CHATS)
+OTHERS = ("preset", "max_tokens", "stop", "seed", "logit_bias", "logprobs", "draft", *FORMS, *OF_CHATS)
 
 Messages = str | Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     max_tokens: of the answer, thinking included
     stop: strings that end the answer; they are not part of it
     seed: the same one gives the same answer   logit_bias: token id -> what to add to its logit
+    logprobs: tell each token's log-probability, and of so many of the likeliest in its place, 0 to 20: `Reply.logprobs`
     draft: tokens guessed ahead: "auto", "off", or 1 to 4; costs or saves time and changes nothing else
 
     Of the answer's form, one of these; thinking stays free:
@@ -54,6 +55,7 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str] | None
     seed: int | None
     logit_bias: Mapping[int, float] | None
+    logprobs: int | None
     response_format: Mapping[str, Any] | None
     schema: Mapping[str, Any] | None
     regex: str | None
@@ -106,7 +108,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in SAMPLING:
         if name in given:
             _check(name, _is_number(given[name]), "a number", given)
-    for name in ("max_tokens", "seed", "fold_at"):
+    for name in ("max_tokens", "seed", "fold_at", "logprobs"):
         if name in given:
             _check(name, type(given[name]) is int, "a whole number", given)
     if "preset" in given:

@@ -10,6 +10,7 @@ USUAL_CONTEXT = 8_192  # tokens the memory plan counts when the user names no co
 PLAIN = 16  # kv_bits of a cache that is not quantized
 KV_BITS = (16, 8, 4)
 MOST_DRAFTS = 4  # tokens guessed ahead of one that is drawn
+MOST_LOGPROBS = 20  # alternatives told beside a drawn token
 DRAFTS = ("auto", "off", *range(1, MOST_DRAFTS + 1))
 DRAFT_VALUES = f'"auto", "off", or 1 to {MOST_DRAFTS}'
 Draft = str | int  # one of DRAFTS

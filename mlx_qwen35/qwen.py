@@ -202,4 +202,4 @@ def _text(prompt: str | Sequence[int], options: Options) -> TextRequest:
 
 
 def _completed(running: Running, reply: Reply) -> Completion:
-    return Completion(reply.content, tuple(running.sampled), reply.usage, reply.reason)
+    return Completion(reply.content, tuple(running.sampled), reply.usage, reply.reason, reply.logprobs)

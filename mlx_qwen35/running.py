@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mlx_qwen35.chat.answer import Answer
+from mlx_qwen35.chat.credits import Credits
 from mlx_qwen35.chat.divergence import explain, rerendered
-from mlx_qwen35.chat.events import Event, Finished, FinishReason, PrefillProgress, Usage
+from mlx_qwen35.chat.events import Event, Finished, FinishReason, PrefillProgress, TokenLogprob, Usage
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.chat.transcript import Prompt, Transcript
-from mlx_qwen35.generation.request import Line, Prefilled, Request, Reuse
+from mlx_qwen35.generation.request import Item, Line, Prefilled, Request, Reuse
+from mlx_qwen35.generation.scores import Score
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Running:
         self.sampled: list[int] = []
         self._transcript, self._tokenizer, self._answer = transcript, tokenizer, prepared.answer
         self._text = tokenizer.stream()
+        scored = prepared.request.logprobs is not None
+        self._credits = Credits(self._answer.in_reasoning) if scored else None
         self._reason: FinishReason = "length"
 
     def events(self) -> Generator[Event]:
@@ -71,17 +75,21 @@ class Running:
         self.line.cancel()
         self._transcript.remember(self.prompt, self.sampled)
 
-    def _take(self, item: int | Prefilled) -> Iterator[Event]:
+    def _take(self, item: Item) -> Iterator[Event]:
         """The events that one item of the line makes certain."""
         if isinstance(item, Prefilled):
             yield PrefillProgress(item.done, item.total, item.cached)
             return
-        self.sampled.append(item)
+        token = item.token if isinstance(item, Score) else item
+        self.sampled.append(token)
         self._answer.count()
-        if item in self._tokenizer.stop_ids:
+        if token in self._tokenizer.stop_ids:
             self._reason = "stop"
             return
-        yield from self._answer.feed(self._text.add(item))
+        text = self._text.add(token)
+        if isinstance(item, Score) and self._credits is not None:
+            self._credits.add(self._told(item), text)
+        yield from self._credited(self._answer.feed(text))
         if self._answer.stopped:
             self._reason = "stop"
 
@@ -89,9 +97,24 @@ class Running:
         """What remains, when the engine has nothing more to say or no more is wanted."""
         if self.line.ended is not None and self.line.ended.reason == "cancelled":
             self._reason = "cancelled"
-        yield from self._answer.finish(self._text.finish())
+        rest = self._text.finish()
+        if self._credits is not None:
+            self._credits.end(rest)
+        yield from self._credited(self._answer.finish(rest))
         called = self._answer.called and self._reason == "stop"
         yield Finished("tool_calls" if called else self._reason, self._usage(), self._answer.stop_string)
+
+    def _credited(self, events: Iterable[Event]) -> Iterator[Event]:
+        """The events, each with the tokens that it shows where those were asked for."""
+        return map(self._credits.credit, events) if self._credits is not None else iter(events)
+
+    def _told(self, score: Score) -> TokenLogprob:
+        top = tuple(self._named(token, logprob) for token, logprob in score.top)
+        return replace(self._named(score.token, score.logprob), top=top)
+
+    def _named(self, token: int, logprob: float) -> TokenLogprob:
+        raw = self._tokenizer.token_bytes(token)
+        return TokenLogprob(token, raw.decode("utf-8", "replace"), raw, logprob)
 
     def _usage(self) -> Usage:
         reuse, ended = self.line.reuse, self.line.ended

@@ -67,6 +67,7 @@ class ChatRequest:
     response_format: OpenAI's: "json_schema", "json_object" or "text"   regex: that the whole answer matches
     choices: texts, one of which is the answer   grammar: of the answer, in llguidance's kind of Lark
     draft: tokens guessed ahead, as in `options.CacheOptions`, which None leaves it to
+    logprobs: tell each token's log-probability, and of so many of the likeliest in its place, 0 to 20; None tells none
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -88,6 +89,7 @@ class ChatRequest:
     choices: Sequence[str] | None = None
     grammar: str | None = None
     draft: Draft | None = None
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class TextRequest:
     choices: Sequence[str] | None = None
     grammar: str | None = None
     draft: Draft | None = None
+    logprobs: int | None = None
 
 
 class Runtime:
@@ -305,6 +308,7 @@ class Runtime:
             hold,
             request.draft,
             guide=self._guides.guide(guidance, min(max_tokens, self.config.max_context - len(prompt.ids))),
+            logprobs=request.logprobs,
         )
         return Prepared(prompt, asked, Answer(parser, StopStrings(request.stop)))
 

@@ -22,6 +22,11 @@ class Answer:
         self.called = False
 
     @property
+    def in_reasoning(self) -> bool:
+        """Whether what comes next is thought."""
+        return self._parser.in_reasoning
+
+    @property
     def stopped(self) -> bool:
         """Whether a stop string has ended the answer."""
         return self._stops.stopped

@@ -9,18 +9,41 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token and its log-probability: natural, in the network's own distribution, before any option shaped it.
+
+    text: with U+FFFD for what is no whole character by itself; the `raw` bytes of all tokens join to the whole text
+    top: the likeliest tokens in its place, the likeliest first, as many as were asked for
+    """
+
+    token: int
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+Logprobs = tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True)
 class Reasoning:
-    """A piece of the think block, without its tags. tokens: of the think block so far, where they are counted."""
+    """A piece of the think block, without its tags. tokens: of the think block so far, where they are counted.
+
+    logprobs: of the tokens that end in this piece, where they were asked for
+    """
 
     text: str
     tokens: int = field(default=0, compare=False)
+    logprobs: Logprobs = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
 class Content:
-    """A piece of the answer."""
+    """A piece of the answer. logprobs: as in `Reasoning`"""
 
     text: str
+    logprobs: Logprobs = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class OutputParser:
 class PlainText:
     """The parser of a text that was asked for as it stands."""
 
+    in_reasoning = False
+
     def feed(self, text: str) -> list[ParsedEvent]:
         return [Content(text)] if text else []
 

@@ -12,8 +12,10 @@ from mlx_qwen35.chat.events import (
     Event,
     Finished,
     FinishReason,
+    Logprobs,
     PrefillProgress,
     Reasoning,
+    TokenLogprob,
     ToolCallEnd,
     Usage,
 )
@@ -26,6 +28,7 @@ class Reply:
     tool_calls: OpenAI form, `{"id", "type", "function": {"name", "arguments"}}`, the arguments a mapping
     reason: "stop", "length" (cut at max_tokens), "tool_calls", "cancelled" (the model was closed)
     events: what it was gathered from, progress left out, for who needs the order in which its parts came
+    logprobs, reasoning_logprobs: of the tokens of either, where they were asked for; tags and calls are in neither
     """
 
     content: str
@@ -34,6 +37,8 @@ class Reply:
     usage: Usage = field(default_factory=Usage)
     reason: FinishReason = "stop"
     events: tuple[Event, ...] = field(default=(), compare=False, repr=False)
+    logprobs: Logprobs = field(default=(), compare=False, repr=False)
+    reasoning_logprobs: Logprobs = field(default=(), compare=False, repr=False)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -51,12 +56,14 @@ class Completion:
     """How a text went on.
 
     text: what was added to it   ids: the same as sampled, the stop id last if there is one
+    logprobs: of the tokens of the text, where they were asked for
     """
 
     text: str
     ids: tuple[int, ...]
     usage: Usage
     reason: FinishReason
+    logprobs: Logprobs = field(default=(), compare=False, repr=False)
 
 
 class Gathering:
@@ -66,6 +73,8 @@ class Gathering:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[dict[str, Any]] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._reasoning_logprobs: list[TokenLogprob] = []
         self._events: list[Event] = []
         self.finished: Finished | None = None
 
@@ -74,8 +83,10 @@ class Gathering:
             self._events.append(event)
         if isinstance(event, Content):
             self._content.append(event.text)
+            self._logprobs += event.logprobs
         elif isinstance(event, Reasoning):
             self._reasoning.append(event.text)
+            self._reasoning_logprobs += event.logprobs
         elif isinstance(event, ToolCallEnd):
             function = {"name": event.name, "arguments": event.arguments}
             self._calls.append({"id": event.id, "type": "function", "function": function})
@@ -87,7 +98,8 @@ class Gathering:
         assert self.finished is not None
         usage, reason = self.finished.usage, self.finished.reason
         content, reasoning = "".join(self._content), "".join(self._reasoning)
-        return Reply(content, reasoning, self._calls, usage, reason, tuple(self._events))
+        logprobs, before = tuple(self._logprobs), tuple(self._reasoning_logprobs)
+        return Reply(content, reasoning, self._calls, usage, reason, tuple(self._events), logprobs, before)
 
 
 def gathered(answer: Generator[Event]) -> Reply:

@@ -22,13 +22,14 @@ from mlx_qwen35.generation.pacing import Pacer
 from mlx_qwen35.generation.places import Limits, Places
 from mlx_qwen35.generation.request import Line, Request
 from mlx_qwen35.generation.row import Row
+from mlx_qwen35.generation.scores import Score
 from mlx_qwen35.generation.speculation import Speculation
 from mlx_qwen35.generation.stats import Counters, Stats
 from mlx_qwen35.generation.stepping import Drawn, Launcher, Step
 from mlx_qwen35.hub.memory import prefill_window
 from mlx_qwen35.models.context import room
 from mlx_qwen35.models.model import Model
-from mlx_qwen35.options import DRAFT_VALUES, KV_BITS, Draft, is_draft
+from mlx_qwen35.options import DRAFT_VALUES, KV_BITS, MOST_LOGPROBS, Draft, is_draft
 
 T = TypeVar("T")
 # A step that begins while the last one runs copies the KV buffers which that one still reads: MLX writes in place only
@@ -102,6 +103,8 @@ class Engine:
             raise RequestError(f"max_tokens is {request.max_tokens}; it should be at least 1.")
         if request.draft is not None and not is_draft(request.draft):
             raise RequestError(f"draft is {request.draft!r:.40}; it should be {DRAFT_VALUES}.")
+        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+            raise RequestError(f"logprobs is {request.logprobs}; it should be between 0 and {MOST_LOGPROBS}.")
         if request.kv_bits not in KV_BITS:
             raise RequestError(f"kv_bits is {request.kv_bits}; it should be 16, 8 or 4.")
 
@@ -267,7 +270,7 @@ class Engine:
         row, drafts = drawn.row, drawn.drafts
         if drafts is None:
             row.line.decoded = row.line.decoded.and_step(0, 0)
-            self._hand_out(row, drawn.tokens[0], drawn.finite[0])
+            self._hand_out(row, drawn.tokens[0], drawn.finite[0], drawn.scores[0])
             return 1
         window = len(drawn.tokens)
         if row.line.cancelled:
@@ -279,12 +282,12 @@ class Engine:
         row.keep(window, tokens[:ends])
         row.line.decoded = row.line.decoded.and_step(drafts.depth, ends - 1)
         self._counters.drafted(drafts.depth, ends - 1)
-        for token, finite in zip(tokens[:ends], drawn.finite):
+        for token, finite, score in zip(tokens[:ends], drawn.finite, drawn.scores):
             if not row.done:
-                self._hand_out(row, token, finite)
+                self._hand_out(row, token, finite, score)
         return ends
 
-    def _hand_out(self, row: Row, token: int, finite: bool) -> None:
+    def _hand_out(self, row: Row, token: int, finite: bool, score: Score | None) -> None:
         if not finite:
             error = CheckpointError(
                 f"The network's output is not finite after {len(row.ids)} tokens; the checkpoint is damaged or its "
@@ -293,7 +296,7 @@ class Engine:
             self._fail(row, error)
             return
         try:
-            reason = row.reads(token)
+            reason = row.reads(token, score)
         except RequestError as error:  # its guide cannot follow
             self._fail(row, error)
             return

@@ -10,6 +10,7 @@ from typing import Literal
 
 from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.generation.guides import Guide
+from mlx_qwen35.generation.scores import Score
 from mlx_qwen35.options import GREEDY, PLAIN, Draft, Sampling
 
 EndReason = Literal["stop", "length", "cancelled"]
@@ -26,6 +27,7 @@ class Request:
     hold: of the session whose next turn will go on from this one
     draft: see `options.CacheOptions`; None leaves it to the engine
     guide: says what may come where; forked, so that a request can be asked again
+    logprobs: tell with each token its log-probability, and of so many others; None tells none
     """
 
     ids: Sequence[int]
@@ -40,6 +42,7 @@ class Request:
     hold: Hold | None = None
     draft: Draft | None = None
     guide: Guide | None = None
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,14 @@ class Decoded:
         return Decoded(self.steps + 1, self.drafted + drafted, self.accepted + accepted)
 
 
-Item = int | Prefilled
+Item = int | Score | Prefilled
 
 
 class Line:
     """Items of one answer, from the engine to one reader. Thread-safe.
 
-    Iterating yields token ids and `Prefilled`; afterwards `ended` is set. Raises what went wrong with the request.
+    Iterating yields `Prefilled`, and token ids or, where asked for, a `Score` each; afterwards `ended` is set. Raises
+    what went wrong with the request.
     """
 
     def __init__(self) -> None:

@@ -12,6 +12,7 @@ from mlx_qwen35.generation.depth import Record
 from mlx_qwen35.generation.ngram import NGrams
 from mlx_qwen35.generation.request import Ended, EndReason, Line, Prefilled, Request, Reuse
 from mlx_qwen35.generation.sampling import Sampler
+from mlx_qwen35.generation.scores import Score
 from mlx_qwen35.models.windows import Window, commit
 
 UNREAD = 64  # tokens a slow reader may leave waiting before its sequence pauses
@@ -188,11 +189,11 @@ class Row:
                 return i + 1
         return len(tokens)
 
-    def reads(self, token: int) -> EndReason | None:
+    def reads(self, token: int, score: Score | None = None) -> EndReason | None:
         """A drawn token has become known. Says why the answer ends, if it does."""
         self.first_token = self.first_token or time.perf_counter()
         self.ids.append(token)
-        self.line.put(token)
+        self.line.put(token if score is None else score)
         if self.guide is not None:
             self.guide.accept((token,))
         if token in self.request.stop_ids or (self.guide is not None and self.guide.done):

@@ -15,6 +15,7 @@ from mlx_qwen35.generation.acceptance import places
 from mlx_qwen35.generation.guides import Mask, constrain
 from mlx_qwen35.generation.row import Row
 from mlx_qwen35.generation.sampling import Place, draw
+from mlx_qwen35.generation.scores import Score, Scores, score
 from mlx_qwen35.generation.speculation import Drafts, Speculation
 from mlx_qwen35.metal_kernels.operations import selection
 from mlx_qwen35.models.model import Model
@@ -26,7 +27,7 @@ class Step:
     """A step in flight: the rows that draw in it, what they draw, and what it computed of prompts.
 
     drafts: of each row that draws   tokens, finite: of each row, one for its token and one for each draft, [draws]
-    failed: rows whose guide could not say what is allowed
+    scores: of each row that wants them   failed: rows whose guide could not say what is allowed
     """
 
     drawing: list[Row]
@@ -36,6 +37,7 @@ class Step:
     window_tokens: int = 0
     tokens: mx.array | None = None
     finite: mx.array | None = None
+    scores: list[Scores | None] = field(default_factory=list)
     failed: list[tuple[Row, RequestError]] = field(default_factory=list)
 
     @property
@@ -52,24 +54,27 @@ class Step:
         told = [d.tokens for d in self.drafts if d is not None and d.tokens is not None]
         drafted = iter(_ints(mx.concatenate(told)) if told else [])
         found, start = [], 0
-        for row, drafts in zip(self.drawing, self.drafts):
+        for row, drafts, scores in zip(self.drawing, self.drafts, self.scores):
             depth = drafts.depth if drafts is not None else 0
             end = start + depth + 1
             mine = [next(drafted) for _ in range(depth)]
-            found.append(Drawn(row, drafts, mine, tokens[start:end], [bool(f) for f in finite[start:end]]))
+            drawn = tokens[start:end]
+            told_of = [None] * len(drawn) if scores is None else scores.read(drawn)
+            found.append(Drawn(row, drafts, mine, drawn, [bool(f) for f in finite[start:end]], told_of))
             start = end
         return found
 
 
 @dataclass
 class Drawn:
-    """What one row drew in a step.   told: its drafts   tokens, finite: of its token and each draft"""
+    """What one row drew in a step.   told: its drafts   tokens, finite, scores: of its token and each draft"""
 
     row: Row
     drafts: Drafts | None
     told: list[int]
     tokens: list[int]
     finite: list[bool]
+    scores: Sequence[Score | None]
 
 
 class Launcher:
@@ -95,13 +100,14 @@ class Launcher:
             rows = [*(row for row, _ in pairs), *(row for row, _ in prefills)]
             self._draw(step, hidden[mx.array(list(_drawn_from(rows, windows)))])
         prefilled_state = [layer.state for row, _ in prefills for layer in row.cache or ()]
-        mx.async_eval(step.tokens, step.finite, hidden, prefilled_state)
+        scores = [array for scores in step.scores if scores is not None for array in scores.arrays]
+        mx.async_eval(step.tokens, step.finite, scores, hidden, prefilled_state)
         step.prefilled = [(row, row.fed) for row, _ in prefills]
         return step
 
     def _draw(self, step: Step, hidden: mx.array) -> None:
         """hidden: [draws, C]"""
-        logits = self._model.logits(hidden)
+        raw = logits = self._model.logits(hidden)
         wanted = [place for row, drafts in zip(step.drawing, step.drafts) for place in _places(row, drafts)]
         step.finite = mx.isfinite(logits.max(axis=-1))
         if any(row.guide is not None for row in step.drawing):
@@ -112,7 +118,9 @@ class Launcher:
         for row, drafts in zip(step.drawing, step.drafts):
             if drafts is None:
                 row.draws(step.tokens[start : start + 1])
-            start += 1 + (drafts.depth if drafts else 0)
+            end = start + 1 + (drafts.depth if drafts else 0)
+            step.scores.append(_scores(row, raw[start:end], step.tokens[start:end]))
+            start = end
 
 
 def _drawn_from(rows: Sequence[Row], windows: Sequence[Window]) -> Iterator[int]:
@@ -125,6 +133,12 @@ def _drawn_from(rows: Sequence[Row], windows: Sequence[Window]) -> Iterator[int]
         elif not row.prefilling:
             yield end - 1
         start = end
+
+
+def _scores(row: Row, logits: mx.array, tokens: mx.array) -> Scores | None:
+    """Of one row's draws, by themselves: what others ask for has no part in it."""
+    asked = row.request
+    return None if asked.logprobs is None else score(logits, tokens, asked.known_tokens, asked.logprobs)
 
 
 def _masks(step: Step) -> list[Mask | None]:

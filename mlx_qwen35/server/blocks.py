@@ -19,8 +19,10 @@ from mlx_qwen35.chat.events import (
     Content,
     Event,
     Finished,
+    Logprobs,
     Malformed,
     Reasoning,
+    TokenLogprob,
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
@@ -41,6 +43,7 @@ class Block:
     id: str = ""
     name: str = ""
     complete: bool = False
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     _pieces: list[str] = field(default_factory=list)
 
     @property
@@ -65,6 +68,7 @@ class Opened:
 class Grew:
     block: Block
     piece: str
+    logprobs: Logprobs = ()
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,11 @@ class Blocks:
     def take(self, event: Event) -> Iterator[Step]:
         """The steps that an event makes; it has to be read to its end."""
         if isinstance(event, Reasoning):
-            yield from self._say("thinking", event.text)
+            yield from self._say("thinking", event.text, event.logprobs)
         elif isinstance(event, Content):
             shown = min(self._unsaid, len(event.text))
             self._unsaid -= shown
-            yield from self._say("text", event.text[shown:])
+            yield from self._say("text", event.text[shown:], () if shown else event.logprobs)
         elif isinstance(event, ToolCallStart):
             yield from self._start("call", event.id, event.name)
         elif isinstance(event, ToolCallArguments):
@@ -118,22 +122,23 @@ class Blocks:
         elif isinstance(event, Finished):
             yield from self._close(complete=event.reason != "length")
 
-    def _say(self, kind: Kind, text: str) -> Iterator[Step]:
+    def _say(self, kind: Kind, text: str, logprobs: Logprobs) -> Iterator[Step]:
         if not text:
             return
         if self._open is None or self._open.kind != kind:
             yield from self._start(kind)
-        yield from self._grow(text)
+        yield from self._grow(text, logprobs)
 
     def _start(self, kind: Kind, id: str = "", name: str = "") -> Iterator[Step]:
         yield from self._close(complete=True)
         self._open = Block(len(self.done), kind, id, name)
         yield Opened(self._open)
 
-    def _grow(self, piece: str) -> Iterator[Step]:
+    def _grow(self, piece: str, logprobs: Logprobs = ()) -> Iterator[Step]:
         if self._open is not None and piece:
             self._open.add(piece)
-            yield Grew(self._open, piece)
+            self._open.logprobs += logprobs
+            yield Grew(self._open, piece, logprobs)
 
     def _end_call(self, event: ToolCallEnd) -> Iterator[Step]:
         if self._open is not None and not self._open.text:

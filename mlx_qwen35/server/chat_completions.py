@@ -10,12 +10,22 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from mlx_qwen35.chat.events import Content, Event, Finished, Reasoning, ToolCallArguments, ToolCallStart, Usage
+from mlx_qwen35.chat.events import (
+    Content,
+    Event,
+    Finished,
+    Logprobs,
+    Reasoning,
+    ToolCallArguments,
+    ToolCallStart,
+    Usage,
+)
 from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.runtime import ChatRequest
 from mlx_qwen35.server.body import typed
 from mlx_qwen35.server.openai_errors import openai_error
 from mlx_qwen35.server.openai_fields import Count, Shared, answer_options, refuse_unsupported, seeds, usage_json
+from mlx_qwen35.server.openai_logprobs import token_logprobs
 from mlx_qwen35.server.protocol import Asked, Call, Frame, Generation, Json, Refused, Served
 
 
@@ -75,6 +85,7 @@ def _requests(body: ChatBody) -> list[ChatRequest]:
             tool_choice=body.tool_choice,
             parallel_tool_calls=body.parallel_tool_calls is not False,
             response_format=body.response_format,
+            logprobs=_logprobs(body),
             **options,
         )
         for seed in seeds(body.seed, body.n or 1)
@@ -96,10 +107,16 @@ def _thinking(body: ChatBody) -> bool | None:
     return body.enable_thinking if asked is None else asked
 
 
+def _logprobs(body: ChatBody) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise Refused(400, "top_logprobs is given without logprobs; set logprobs to true.", param="top_logprobs")
+    return None
+
+
 def _refuse_what_is_missing(body: ChatBody) -> None:
     """What this release cannot obey is refused by name, and never ignored."""
-    if body.logprobs or body.top_logprobs:
-        raise refuse_unsupported("logprobs")
     for field in ("functions", "function_call", "audio", "web_search_options"):
         if getattr(body, field) is not None:
             raise refuse_unsupported(field, "is not supported; functions are given as tools")
@@ -115,13 +132,19 @@ class ChatAuthor:
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self._model = served.check_model(body.model)
         self._choices = body.n or 1
+        self._tells_logprobs = bool(body.logprobs)
         self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._usages: dict[int, Usage] = {}
 
     def whole(self, replies: Sequence[Reply]) -> Json:
         """The `chat.completion` object."""
         choices = [
-            {"index": i, "message": _message(reply), "logprobs": None, "finish_reason": reply.reason}
+            {
+                "index": i,
+                "message": _message(reply),
+                "logprobs": self._logprobs(reply.logprobs, reply.reasoning_logprobs),
+                "finish_reason": reply.reason,
+            }
             for i, reply in enumerate(replies)
         ]
         return self._object("chat.completion", choices) | {"usage": self._usage([reply.usage for reply in replies])}
@@ -135,7 +158,7 @@ class ChatAuthor:
             self._usages[choice] = event.usage
             yield self._chunk(choice, {}, event.reason)
         elif (delta := _delta(event)) is not None:
-            yield self._chunk(choice, delta)
+            yield self._chunk(choice, delta, logprobs=self._of_piece(event))
 
     def end(self) -> Iterable[Frame]:
         if self._with_usage:
@@ -151,8 +174,20 @@ class ChatAuthor:
     def _usage(self, usages: list[Usage]) -> Json:
         return usage_json(self._served, usages, self._choices)
 
-    def _chunk(self, choice: int, delta: Json, reason: str | None = None) -> Frame:
-        choices = [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}]
+    def _of_piece(self, event: Event) -> Json | None:
+        if isinstance(event, Content):
+            return self._logprobs(event.logprobs, ())
+        return self._logprobs((), event.logprobs) if isinstance(event, Reasoning) else None
+
+    def _logprobs(self, content: Logprobs, reasoning: Logprobs) -> Json | None:
+        """reasoning: an addition of ours, under the name that the text has"""
+        if not self._tells_logprobs:
+            return None
+        told: dict[str, Any] = {"content": token_logprobs(content), "refusal": None}
+        return told | {"reasoning_content": token_logprobs(reasoning)} if reasoning else told
+
+    def _chunk(self, choice: int, delta: Json, reason: str | None = None, logprobs: Json | None = None) -> Frame:
+        choices = [{"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}]
         chunk = self._object("chat.completion.chunk", choices)
         return Frame(chunk | {"usage": None} if self._with_usage else chunk)
 

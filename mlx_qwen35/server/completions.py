@@ -5,14 +5,18 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from mlx_qwen35.chat.events import Content, Event, Finished, Usage
+from msgspec import Meta
+
+from mlx_qwen35.chat.events import Content, Event, Finished, Logprobs, Usage
 from mlx_qwen35.chat.reply import Reply
+from mlx_qwen35.options import MOST_LOGPROBS
 from mlx_qwen35.runtime import TextRequest
 from mlx_qwen35.server.body import typed
 from mlx_qwen35.server.openai_errors import openai_error
 from mlx_qwen35.server.openai_fields import Shared, answer_options, refuse_unsupported, seeds, usage_json
+from mlx_qwen35.server.openai_logprobs import text_logprobs
 from mlx_qwen35.server.protocol import Asked, Call, Frame, Generation, Json, Refused, Served
 
 USUAL_TOKENS = 16  # the protocol's own default
@@ -26,7 +30,7 @@ class CompletionBody(Shared, kw_only=True):
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
 
 
 def endpoints(served: Served) -> list[Generation]:
@@ -41,6 +45,7 @@ def endpoints(served: Served) -> list[Generation]:
             raise Refused(400, f"prompt and n ask for more than {MAX_TEXTS} texts.", param="prompt")
         options = answer_options(body)
         options["max_tokens"] = options["max_tokens"] or USUAL_TOKENS
+        options["logprobs"] = body.logprobs
         requests = [TextRequest(text, seed=seed, **options) for text in prompts for seed in seeds(body.seed, count)]
         return Asked(requests, CompletionAuthor(served, body, prompts, count), bool(body.stream))
 
@@ -62,8 +67,8 @@ def _prompts(given: str | list[Any]) -> list[str | list[int]]:
 
 
 def _refuse_what_is_missing(body: CompletionBody) -> None:
-    if body.logprobs is not None:
-        raise refuse_unsupported("logprobs")
+    if body.logprobs is not None and body.echo:
+        raise refuse_unsupported("logprobs", "of a prompt are not told; leave out echo")
     if body.suffix:
         raise refuse_unsupported("suffix")
     if body.best_of not in (None, 1, body.n):
@@ -80,27 +85,30 @@ class CompletionAuthor:
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
         self._model = served.check_model(body.model)
         self._echoes = [str(text) if body.echo else "" for text in prompts for _ in range(count)]
+        self._tells_logprobs = body.logprobs is not None
+        self._told = [0] * len(self._echoes)  # characters of each
         self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._usages: dict[int, Usage] = {}
 
     def whole(self, replies: Sequence[Reply]) -> Json:
         """The `text_completion` object."""
         choices = [
-            _choice(i, echo + reply.content, reply.reason) for i, (echo, reply) in enumerate(zip(self._echoes, replies))
+            self._choice(i, echo + reply.content, reply.reason, reply.logprobs)
+            for i, (echo, reply) in enumerate(zip(self._echoes, replies))
         ]
         return self._object(choices) | {"usage": self._usage([reply.usage for reply in replies])}
 
     def begin(self) -> Iterable[Frame]:
         for i, echo in enumerate(self._echoes):
             if echo:
-                yield self._chunk(_choice(i, echo, None))
+                yield self._chunk(self._choice(i, echo, None))
 
     def event(self, choice: int, event: Event) -> Iterable[Frame]:
         if isinstance(event, Content):
-            yield self._chunk(_choice(choice, event.text, None))
+            yield self._chunk(self._choice(choice, event.text, None, event.logprobs))
         elif isinstance(event, Finished):
             self._usages[choice] = event.usage
-            yield self._chunk(_choice(choice, "", event.reason))
+            yield self._chunk(self._choice(choice, "", event.reason))
 
     def end(self) -> Iterable[Frame]:
         if self._with_usage:
@@ -126,6 +134,7 @@ class CompletionAuthor:
             "choices": choices,
         }
 
-
-def _choice(index: int, text: str, reason: str | None) -> Json:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    def _choice(self, index: int, text: str, reason: str | None, tokens: Logprobs = ()) -> Json:
+        logprobs = text_logprobs(tokens, self._told[index]) if self._tells_logprobs else None
+        self._told[index] += len(text)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}

@@ -10,6 +10,7 @@ from typing import Any
 from mlx_qwen35.chat.events import Event, Finished, Usage
 from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.server.blocks import Block, Blocks, Grew, Opened, Step
+from mlx_qwen35.server.openai_logprobs import token_logprobs
 from mlx_qwen35.server.protocol import Frame, Json, Refused
 from mlx_qwen35.server.responses_request import ResponsesBody
 from mlx_qwen35.server.responses_tools import INPUT, Tools
@@ -158,7 +159,8 @@ class ResponseAuthor:
         place |= {"summary_index" if summary else "content_index": 0}
         part = "reasoning_summary_part" if summary else "content_part"
         text = {"thinking": "reasoning_summary_text" if summary else "reasoning_text"}.get(block.kind, "output_text")
-        extra = {"logprobs": []} if block.kind == "text" else {}
+        told = step.logprobs if isinstance(step, Grew) else block.logprobs
+        extra = {"logprobs": token_logprobs(told)} if block.kind == "text" else {}
         if isinstance(step, Opened):
             yield self._event(f"response.{part}.added", **place, part=_part(block, summary, ""))
         elif isinstance(step, Grew):
@@ -214,7 +216,8 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 
 def _part(block: Block, summary: bool, text: str) -> dict[str, Any]:
     if block.kind == "text":
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        logprobs = token_logprobs(block.logprobs) if text else []
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
     return {"type": "summary_text" if summary else "reasoning_text", "text": text}
 
 

@@ -26,6 +26,7 @@ Parts = str | list[dict[str, Any]]
 Find = Callable[[str], Mapping[str, Any] | None]
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 MEDIA = ("input_image", "input_file", "input_audio", "image", "file")
+LOGPROBS = "message.output_text.logprobs"  # in `include`
 SILENT = ("web_search_call", "image_generation_call", "mcp_list_tools", "tool_search_call", "tool_search_output")
 
 
@@ -139,6 +140,7 @@ def read_request(body: InputTokensBody, before: Sequence[Message], own: Sequence
         tool_choice=_tool_choice(body.tool_choice, tools),
         parallel_tool_calls=False if body.parallel_tool_calls is False and tools.shown else None,
         response_format=_format(body.text),
+        logprobs=asked and _logprobs(asked),
     )
 
 
@@ -262,6 +264,14 @@ def _tool_choice(choice: str | dict[str, Any] | None, tools: Tools) -> Any:
     return {"type": "function", "function": {"name": shown}}
 
 
+def _logprobs(body: ResponsesBody) -> int | None:
+    if LOGPROBS in (body.include or ()):
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise bad("top_logprobs", f"given without {LOGPROBS} in include, which asks for them")
+    return None
+
+
 def _format(text: TextConfig | None) -> dict[str, Any] | None:
     asked = text.format if text else None
     if asked is None or asked.type == "text":
@@ -280,5 +290,3 @@ def _refuse_what_is_hosted(body: InputTokensBody) -> None:
     for name in ("background", "conversation", "prompt"):
         if getattr(body, name, None):
             raise bad(name, "only OpenAI's own service can do that; leave it out", "unsupported_parameter")
-    if getattr(body, "top_logprobs", None):
-        raise bad("top_logprobs", "not supported in this release", "unsupported_parameter")

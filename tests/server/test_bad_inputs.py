@@ -133,7 +133,7 @@ WRONG_TEXT = {
     "a token far beyond": (text(prompt=[2**70]), None),
     "a negative token": (text(prompt=[-1]), None),
     "many prompts": (text(prompt=["a"] * 1000), "prompt"),
-    "logprobs": (text(logprobs=1), "logprobs"),
+    "logprobs": (text(logprobs=50), "logprobs"),
     "a suffix": (text(suffix="x"), "suffix"),
 }
 
