@@ -12,7 +12,7 @@ RUN = LD_PRELOAD="$(OPENBLAS)"
 # A process a core, at most four: each test of theirs computes on one thread.
 PYTEST = $(RUN) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: chat app test lint test-slow clean
+.PHONY: chat app test lint test-slow test-openapi clean
 
 chat: $(VENV)/core.stamp
 	@$(RUN) $(BIN)/mlx-qwen35 chat demo
@@ -32,6 +32,10 @@ lint: $(VENV)/dev.stamp
 test-slow: $(VENV)/dev.stamp
 	@$(PYTEST) -m slow
 	@MLX_QWEN35_METAL_SCHEDULE=reverse $(PYTEST) -m "metal and not slow"
+
+# The server against its own OpenAPI document, to the end; the slow tests have a shorter form.
+test-openapi: $(VENV)/dev.stamp
+	@$(RUN) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.server.campaign
 
 $(VENV)/core.stamp: pyproject.toml Makefile
 	@.ci/setup $(PYTHON) $(VENV) .
