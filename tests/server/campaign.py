@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def campaign(url: str, options: Sequence[str]) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS)]
     command += ["--continue-on-failure", "--request-timeout", str(HANG_SECONDS), "--no-color", *options]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.server.openapi_hooks", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with tempfile.TemporaryDirectory() as scratch:  # where it leaves its own notes
+        return subprocess.run(
+            command, env=environment, cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
 
 def main() -> None:
