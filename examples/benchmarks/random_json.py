@@ -9,8 +9,8 @@ for any model. jsonschema judges. Half of the answers are drafted ahead by the c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from typing import Any
 import jsonschema
 
 from mlx_qwen35.chat.events import Content, Finished
-from mlx_qwen35.options import CacheOptions
+from mlx_qwen35.options import CacheOptions, Draft
 from mlx_qwen35.runtime import Runtime, TextRequest
 from tests.support.random_schemas import random_schema
 from tests.support.wide import write_wide
@@ -69,19 +69,22 @@ def _wrong(text: str, schema: Mapping[str, Any]) -> str:
     return ""
 
 
-def _run(folder: Path, draft: Any, seeds: Sequence[int], depth: int) -> list[Judged]:
-    runtime = Runtime.load(str(folder), caches=CacheOptions(draft=draft))
-    found = []
-    try:
-        for judged in judge(runtime, {seed: random_schema(seed, depth) for seed in seeds}):
-            found.append(judged)
-            if judged.wrong or not judged.finished:
-                print(f"seed {judged.seed}: {judged.wrong or 'not finished'}: {judged.text[:300]!r}", flush=True)
-            if len(found) % 100 == 0:
-                print(f"{len(found)} of {len(seeds)}", file=sys.stderr, flush=True)
-    finally:
-        runtime.close()
-    return found
+def _run(runtime: Runtime, seeds: Sequence[int], depth: int) -> Iterator[Judged]:
+    for judged in judge(runtime, {seed: random_schema(seed, depth) for seed in seeds}):
+        if judged.wrong or not judged.finished:
+            print(f"seed {judged.seed}: {judged.wrong or 'not finished'}: {judged.text[:300]!r}", flush=True)
+        yield judged
+
+
+def _told(name: str, found: Sequence[Judged], cpu_seconds: float) -> str:
+    ended = [judged for judged in found if judged.finished]
+    sound = sum(not judged.wrong for judged in ended)
+    tokens, drafted = sum(j.tokens for j in found), sum(j.drafted for j in found)
+    return (
+        f"{name}: {len(found)} schemas, {100 * len(ended) / len(found):.1f} % finished within {MAX_TOKENS} tokens, "
+        f"{100 * sound / max(1, len(ended)):.1f} % of them valid; {tokens} tokens, {drafted} drafted, "
+        f"{cpu_seconds:.0f} CPU seconds"
+    )
 
 
 def main() -> None:
@@ -91,20 +94,19 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=10_000, metavar="SEED")
     args = parser.parse_args()
     seeds = range(args.first, args.first + args.schemas)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = write_wide(Path(scratch) / "wide")
-        for name, draft, part in (("plain", "off", seeds[::2]), ("1 draft by MTP", 1, seeds[1::2])):
-            began = time.perf_counter()
-            found = _run(folder, draft, part, args.depth)
-            ended = [judged for judged in found if judged.finished]
-            sound = sum(not judged.wrong for judged in ended)
-            tokens, drafted = sum(j.tokens for j in found), sum(j.drafted for j in found)
-            print(
-                f"{name}: {len(found)} schemas, {100 * len(ended) / len(found):.1f} % finished within {MAX_TOKENS} "
-                f"tokens, {100 * sound / max(1, len(ended)):.1f} % of them valid; {tokens} tokens, {drafted} drafted, "
-                f"{time.perf_counter() - began:.0f} s",
-                flush=True,
-            )
+    found: dict[Draft, list[Judged]] = {"off": [], 1: []}
+    seconds: dict[Draft, float] = dict.fromkeys(found, 0.0)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        folder = str(write_wide(Path(scratch) / "wide"))
+        runtimes = {draft: Runtime.load(folder, caches=CacheOptions(draft=draft)) for draft in found}
+        for runtime in runtimes.values():
+            stack.callback(runtime.close)
+        for start in range(0, len(seeds), 2 * TOGETHER):  # in turn, so that a run that is stopped has said something
+            for (draft, runtime), first in zip(runtimes.items(), (start, start + 1)):
+                began = time.process_time()
+                found[draft] += _run(runtime, seeds[first : start + 2 * TOGETHER : 2], args.depth)
+                seconds[draft] += time.process_time() - began
+                print(_told("plain" if draft == "off" else "1 draft by MTP", found[draft], seconds[draft]), flush=True)
 
 
 if __name__ == "__main__":
