@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlx_qwen35.columns import aligned
 from mlx_qwen35.convert.plan import ConversionPlan, Job
 from mlx_qwen35.convert.roles import ROLES, token_share
 from mlx_qwen35.convert.sizing import chosen_share, memory_for_weights
@@ -31,7 +32,7 @@ def table_of(plan: ConversionPlan) -> str:
         rows.append(("left out", dropped.reason, str(len(dropped.names)), gigabytes(dropped.nbytes), ""))
     total = f"{plan.bits_per_weight:.2f} bits a weight"
     rows.append(("written", total, "", gigabytes(plan.nbytes), gigabytes(plan.token_bytes)))
-    return _aligned(rows)
+    return "\n".join(aligned(rows, right=(2, 3, 4)))
 
 
 def memory_line(plan: ConversionPlan) -> str:
@@ -56,11 +57,3 @@ def _holds(config: dict, memory: float, needed: int) -> bool:
         return memory_for_weights(config, int(memory)) >= needed
     except ConfigError:
         return False
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join(
-        f"{part:<{widths[0]}}  {how:<{widths[1]}}  {count:>{widths[2]}}  {size:>{widths[3]}}  {token:>{widths[4]}}"
-        for part, how, count, size, token in rows
-    )

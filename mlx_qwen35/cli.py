@@ -30,6 +30,7 @@ from mlx_qwen35.terminal.arguments import (
 )
 from mlx_qwen35.terminal.convert_arguments import add_convert_options, conversion_options
 from mlx_qwen35.terminal.form_arguments import add_form_options, form_of, tool_choice_of
+from mlx_qwen35.terminal.planning import add_plan_options, run_plan
 from mlx_qwen35.terminal.safe_text import safe
 from mlx_qwen35.terminal.serve_arguments import add_cache_options, add_serve_options, rules_of
 
@@ -114,6 +115,7 @@ def make_parser() -> Parser:
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")
+    add_plan_options(add("plan", run_plan, "What fits this machine and other Macs, and how fast.", "plan 35b-a3b"))
     add_convert_options(add("convert", run_convert, "Convert a checkpoint to MLX, quantized.", "convert 4b --bits 4"))
     measure = add("eval", run_eval, "Measure a conversion against its source.", "eval kl 4b ./Qwen3.5-4B-4bit")
     measure.later = _add_eval

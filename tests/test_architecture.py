@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each layer may import itself and what stands before it.
 LAYERS = [
-    "errors options blas",
+    "errors options blas columns",
     "hub chat",
     "metal_kernels",
     "caches",
@@ -25,10 +25,11 @@ LAYERS = [
     "qwen",
     "convert",
     "counting",
+    "planning",
     "terminal app server",
     "cli",
 ]
-WITHOUT_MLX = ("hub", "chat", "errors", "options", "blas")
+WITHOUT_MLX = ("hub", "chat", "errors", "options", "blas", "columns")
 NEVER = {"torch", "cv2", "transformers", "convert", "app", "metal_kernels"}
 
 

@@ -28,6 +28,7 @@ ELEMENTWISE = {
 WANT_ROWS = {"QuantizedMatmul", "GatherQMM", "Softmax", "LogSumExp", "Scan"}
 WANT_ROWS_OR_COLUMNS = {"Matmul", "GatherMM"}
 WANT_CONTIGUOUS = {"Convolution", "GatedDeltaUpdate"}
+PRODUCTS = {"Matmul", "GatherMM", "QuantizedMatmul", "GatherQMM"}
 SORTS = {"Sort", "ArgSort", "Partition", "ArgPartition"}
 SORTED_AT_ONCE = 2048  # elements; more are sorted in blocks and merged
 SHARED_SLACK = 16384  # bytes; `contiguous` keeps a view whose buffer is larger by no more than this
@@ -35,10 +36,11 @@ SHARED_SLACK = 16384  # bytes; `contiguous` keeps a view whose buffer is larger 
 
 @dataclass
 class Tally:
-    """Of a graph, or of a part of one. names: launches by name"""
+    """Of a graph, or of a part of one. flops: of matrix products outside our kernels   names: launches by name"""
 
     launches: float = 0
     nbytes: float = 0
+    flops: float = 0
     names: Counter[str] = field(default_factory=Counter)
 
     def add(self, name: str, launches: float, nbytes: float) -> None:
@@ -49,7 +51,8 @@ class Tally:
 
     def __sub__(self, other: Tally) -> Tally:
         names = Counter({n: c - other.names[n] for n, c in self.names.items() if c != other.names[n]})
-        return Tally(self.launches - other.launches, self.nbytes - other.nbytes, names)
+        flops = self.flops - other.flops
+        return Tally(self.launches - other.launches, self.nbytes - other.nbytes, flops, names)
 
 
 def tally(graph: Graph, shares: Mapping[str, float]) -> Tally:
@@ -113,6 +116,16 @@ def _launch(node: Node, inputs: list[Layout], read: float, written: float, total
     if filled := name.startswith(KERNEL) and node.arguments["filled"]:
         total.add("fill", filled, written)
     total.add(name.removeprefix(KERNEL), 1, read + written)
+    total.flops += _product_flops(node)
+
+
+def _product_flops(node: Node) -> float:
+    """Two for each multiplication of a matrix product; rows that are gathered count, experts that are not do not."""
+    if node.name in PRODUCTS:
+        return 2 * math.prod(node.outputs[0].shape) * node.inputs[0].shape[-1]
+    if node.name == "ScaledDotProductAttention":
+        return 4 * math.prod(node.inputs[0].shape) * node.inputs[1].shape[-2]
+    return 0
 
 
 def _must_copy(node: Node, place: int, layout: Layout) -> bool:

@@ -28,7 +28,8 @@ CONTEXT, WINDOW = 1024, 512
 class Cost:
     """Of one step of a network. delta, attention: of a layer of that kind   total: of all layers, embedding and head
 
-    minimum: bytes no implementation can do without   host: seconds to build the graph, None where it was not measured
+    minimum: bytes no implementation can do without   flops: of matrix products outside our kernels
+    host: seconds to build the graph, None where it was not measured
     """
 
     delta: Tally
@@ -36,6 +37,7 @@ class Cost:
     launches: float
     nbytes: float
     minimum: float
+    flops: float
     host: float | None = None
 
 
@@ -64,7 +66,7 @@ def cost(engine: str, size: str, recipe: str, tokens: int = 1, context: int = CO
 
     minimum = least + more[0] * (least_delta - least) + more[1] * (least_attention - least)
     host = build_seconds(step(*group)) * entry.layers / len(group) if timed else None
-    return Cost(delta, attention, whole("launches"), whole("nbytes"), minimum, host)
+    return Cost(delta, attention, whole("launches"), whole("nbytes"), minimum, whole("flops"), host)
 
 
 def _share(name: str, step: Step) -> float:

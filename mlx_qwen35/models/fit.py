@@ -30,16 +30,33 @@ def fetch_if_it_fits(
     context: tokens the plan counts, and the network is set for (see models/context.py)   kv_bits: of its KV cache
     Raises MemoryPlanError with a table and a suggestion, unless `force`; ConfigError for a context no setting reaches.
     """
-    located = resolve(name)
-    hub = Hub.from_environment(offline)
-    if located.path is None and not hub.offline and cached_snapshot(located.hub_id, hub=hub) is None:
-        remote = remote_headers(located.hub_id, hub=hub)
-        with_context(parse_config(remote.config), context)
-        check(plan_checkpoint(remote.config, remote.tensors, context, name, kv_bits), force)
+    if _is_remote(name, offline):
+        config, tensors = headers_of(name, offline)
+        with_context(parse_config(config), context)
+        check(plan_checkpoint(config, tensors, context, name, kv_bits), force)
     folder = ensure_local(name, offline=offline)
     plan = plan_folder(folder, context, name, kv_bits)
     check(plan, force)
     return folder, plan
+
+
+def headers_of(name: str, offline: bool = False) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
+    """config.json and the tensor headers of a checkpoint by any name; of one that is not here, without its weights.
+
+    Raises UserError, one line, where there is none or it is no Qwen3.5.
+    """
+    if _is_remote(name, offline):
+        remote = remote_headers(resolve(name).hub_id, hub=Hub.from_environment(offline))
+        parse_config(remote.config)
+        return remote.config, remote.tensors
+    folder = ensure_local(name, offline=offline)
+    read_config(folder)  # what is no Qwen3.5 config is refused by its own line
+    return read_json(folder / "config.json"), read_checkpoint(folder).tensors
+
+
+def _is_remote(name: str, offline: bool) -> bool:
+    located, hub = resolve(name), Hub.from_environment(offline)
+    return located.path is None and not hub.offline and cached_snapshot(located.hub_id, hub=hub) is None
 
 
 def plan_folder(folder: Path, context: int, title: str, kv_bits: int = PLAIN) -> MemoryPlan:

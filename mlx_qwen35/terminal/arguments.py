@@ -104,7 +104,7 @@ def add_model_options(parser: Parser) -> None:
     )
     group.add_argument("--force", action="store_true", help="load even what does not fit this machine's memory")
     group.add_argument("--offline", action="store_true", help="use only what is downloaded already")
-    group.add_argument("--kv-bits", type=_kv_bits, default=PLAIN, metavar="N", help="KV cache in 16, 8 or 4 bits (16)")
+    group.add_argument("--kv-bits", type=kv_bits, default=PLAIN, metavar="N", help="KV cache in 16, 8 or 4 bits (16)")
     group.add_argument(
         "--draft", type=_draft, default="auto", metavar="N", help="tokens guessed ahead: auto, off, or 1 to 4 (auto)"
     )
@@ -118,7 +118,7 @@ def add_model_options(parser: Parser) -> None:
     )
 
 
-def _kv_bits(text: str) -> int:
+def kv_bits(text: str) -> int:
     if text not in map(str, KV_BITS):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one of {', '.join(map(str, KV_BITS))}")
     return int(text)

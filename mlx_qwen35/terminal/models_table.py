@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_qwen35.columns import aligned
 from mlx_qwen35.hub.catalog import Downloaded, downloaded
 from mlx_qwen35.hub.family import FAMILY, FamilyEntry
 from mlx_qwen35.hub.machine import GIB, Machine, this_machine
@@ -85,9 +86,7 @@ def _print_table(rows: list[Row]) -> None:
     if sys.stdout.isatty():
         _print_rich_table(cells)
         return
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
-    for line in cells:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
+    print(*aligned(cells), sep="\n")
 
 
 def _print_rich_table(cells: list[tuple[str, ...]]) -> None:
