@@ -26,6 +26,7 @@ LAYERS = [
     "convert",
     "counting",
     "planning",
+    "doctor",
     "terminal app server",
     "cli",
 ]

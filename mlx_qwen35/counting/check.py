@@ -33,17 +33,25 @@ def check_model(model: Model) -> list[str]:
     """The same for a network that is loaded."""
     rejected: list[str] = []
     chosen = Selection(override("auto"), None, rejected.append)
+    error, bound = compare_kernels(model, chosen)
+    if rejected:
+        raise UserError("; ".join(rejected))
+    if not error < bound:  # NaN is not
+        raise UserError(f"The kernels' logits differ from the definitions' by {error:.1e} of the largest one.")
+    lines = [f"{key}: {candidate.name}" for key, candidate in sorted(chosen.chosen().items())]
+    return [*lines, f"logits differ by {error:.1e} of the largest one"]
+
+
+def compare_kernels(model: Model, chosen: Selection) -> tuple[float, float]:
+    """How far the logits with what `chosen` chooses are from the definitions', as a part of the largest one, and how
+    far they may be.
+    """
     with using(chosen):
         found = _logits(model)
     with using(Selection(override("reference"))):
         wanted = _logits(model)
-    if rejected:
-        raise UserError("; ".join(rejected))
     error = float(mx.abs(found - wanted).max() / mx.abs(wanted).max())
-    if not error < (WITH_EXPERTS if model.config.experts else TOLERANCE):  # NaN is not
-        raise UserError(f"The kernels' logits differ from the definitions' by {error:.1e} of the largest one.")
-    lines = [f"{key}: {candidate.name}" for key, candidate in sorted(chosen.chosen().items())]
-    return [*lines, f"logits differ by {error:.1e} of the largest one"]
+    return error, WITH_EXPERTS if model.config.experts else TOLERANCE
 
 
 def _logits(model: Model) -> mx.array:

@@ -32,7 +32,8 @@ def complaint(done) -> str:
         (["chta"], "unknown command 'chta'; did you mean chat?"),
         (
             ["frobnicate"],
-            "unknown command 'frobnicate'; known are chat, generate, models, plan, convert, eval, app, serve, cache, kernels",
+            "unknown command 'frobnicate'; known are chat, generate, models, plan, convert, eval, app, serve, cache, "
+            "doctor, kernels",
         ),
         (["generate", "hi", "--preset", "thinkin"], "unknown --preset 'thinkin'; did you mean thinking?"),
         (["generate", "two", "words"], "generate has no place for 'words'"),
