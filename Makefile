@@ -37,6 +37,11 @@ test-slow: $(VENV)/dev.stamp
 test-openapi: $(VENV)/dev.stamp
 	@$(RUN) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.server.campaign
 
+# Real clients against our server and mlx_lm.server, installed from the package registries (Node.js must be there).
+# One server at a time, and it writes the README's table. CLIENTS="llm litellm" runs these only.
+test-clients: $(VENV)/dev.stamp
+	@$(RUN) $(BIN)/python -m tests.clients $(CLIENTS)
+
 $(VENV)/core.stamp: pyproject.toml Makefile
 	@.ci/setup $(PYTHON) $(VENV) .
 	@touch $@

@@ -43,12 +43,17 @@ class ChatServer:
             self.port: int = probe.getsockname()[1]
         self._command = [*command, "--port", str(self.port)]
 
+    @property
+    def url(self) -> str:
+        """Without a path."""
+        return f"http://127.0.0.1:{self.port}"
+
     def __enter__(self) -> Self:
         offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
         with self._log.open("w") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, env=offline)
         deadline = time.monotonic() + START_SECONDS
-        while not self._is_up():
+        while not self.is_up():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
                 raise PeerError(f"{self._command[2]} did not start: {self.last_words()!r}")
@@ -97,7 +102,8 @@ class ChatServer:
             raise PeerError(f"the stream ended early; its log says {self.last_words()!r}")
         return answer
 
-    def _is_up(self) -> bool:
+    def is_up(self) -> bool:
+        """Whether it says that it can serve."""
         try:
             return bool(self.get("/health"))
         except (OSError, PeerError):
