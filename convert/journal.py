@@ -73,7 +73,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError):  # closed before: remove() closes, and so does whoever opened it
             os.close(self._descriptor)
 
     def _lock(self, out: Path) -> None:
@@ -82,7 +82,7 @@ class Journal:
         except BlockingIOError:
             raise CheckpointError(f"Another process is converting into {out}. Wait for it, or stop it.") from None
         except OSError:
-            pass  # a network disk without locks
+            pass  # A network disk may have no locks; they guard against a slip only, so conversion goes on without.
 
     def _sound_lines(self) -> list[dict[str, Any]]:
         """The lines that are whole; what follows them is cut off."""
