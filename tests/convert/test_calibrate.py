@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -39,21 +40,33 @@ def plan(folder: Path, quality: str) -> Plan:
     return Plan(uniform(survey(folder), 4, 32), quality)
 
 
+@pytest.fixture(scope="module")
+def calibrated(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
+    """Stores of whole calibrations, to be read only: with everything packed at 4 bits, or nothing."""
+    root = tmp_path_factory.mktemp("stores")
+
+    @cache
+    def store(name: str, quality: str, packed: bool = True) -> CalibrationStore:
+        wanted = plan(sources[name], quality) if packed else Plan({}, quality)
+        return calibrate(sources[name], wanted, texts(name), root / f"{name}-{quality}-{packed}")
+
+    return store
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", [MOE, DENSE])
 def test_every_packed_parameter_but_the_embedding_has_statistics_of_its_width(
-    name: str, sources: dict[str, Path], tmp_path: Path
+    name: str, sources: dict[str, Path], calibrated
 ) -> None:
-    wanted = plan(sources[name], "best")
-    store = calibrate(sources[name], wanted, texts(name), tmp_path / "store")
-    model, tied = survey(sources[name]).model, survey(sources[name]).config.tie_embeddings
+    wanted, store, found_source = plan(sources[name], "best"), calibrated(name, "best"), survey(sources[name])
+    model, tied = LayerwiseModel(found_source), found_source.config.tie_embeddings
     for target, packing in wanted.packings.items():
         if packing is None or (target == f"{EMBEDDING}.weight" and not tied):
             continue
-        width = LayerwiseModel(survey(sources[name]))._at(target.removesuffix(".weight"))["weight"].shape[-1]
+        width = model._at(target.removesuffix(".weight"))["weight"].shape[-1]
         found = store.statistics(target)
         assert found.second_moments is not None, target
         assert found.second_moments.shape == (width,), target
@@ -61,26 +74,23 @@ def test_every_packed_parameter_but_the_embedding_has_statistics_of_its_width(
         if "switch_mlp.down_proj" not in target:
             assert found.hessian is not None, target
             assert np.linalg.eigvalsh(np.array(found.hessian)).min() > -1e-3 * float(found.second_moments.max())
-    assert model is not None
 
 
 @pytest.mark.parametrize("name", [MOE, DENSE])
 def test_no_channel_of_an_embedding_that_is_the_head_too_counts_for_little(
-    name: str, sources: dict[str, Path], tmp_path: Path
+    name: str, sources: dict[str, Path], calibrated
 ) -> None:
     """The head's inputs alone would say so, and what is looked up would suffer."""
-    store = calibrate(sources[name], plan(sources[name], "good"), texts(name), tmp_path / "store")
-    found = store.statistics(f"{EMBEDDING}.weight").second_moments
+    found = calibrated(name, "good").statistics(f"{EMBEDDING}.weight").second_moments
     assert (found is not None) == survey(sources[name]).config.tie_embeddings
     if found is not None:
         assert float(found.min()) > 0.5 * float(found.mean())
 
 
-def test_statistics_are_those_of_the_text_and_not_of_padding(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_statistics_are_those_of_the_text_and_not_of_padding(sources: dict[str, Path], calibrated) -> None:
     """Layer 0's inputs computed text by text, with no batch and no padding."""
     folder, given = sources[DENSE], texts(DENSE)
-    nothing_packed = Plan({}, "best")
-    store = calibrate(folder, nothing_packed, given, tmp_path / "store")
+    store = calibrated(DENSE, "best", packed=False)
     model = LayerwiseModel(folder)
     embedding, layer = model.load(EMBEDDING), model.layer(model.layer_paths[0])
     inputs, later = [], []
@@ -101,9 +111,9 @@ def test_statistics_are_those_of_the_text_and_not_of_padding(sources: dict[str, 
         assert np.abs((np.array(found.hessian) - expected) / scale).max() < 6e-4
 
 
-def test_each_expert_has_the_statistics_of_its_own_tokens(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_each_expert_has_the_statistics_of_its_own_tokens(sources: dict[str, Path], calibrated) -> None:
     folder, given = sources[MOE], texts(MOE)
-    store = calibrate(folder, Plan({}, "best"), given, tmp_path / "store")
+    store = calibrated(MOE, "best", packed=False)
     name = "language_model.model.layers.0.mlp.switch_mlp.down_proj.weight"
     experts = survey(folder).config.experts
     assert experts is not None
@@ -139,10 +149,9 @@ def test_an_expert_that_saw_too_little_takes_its_layers_pooled_statistics(tmp_pa
         assert found.hessian is None
 
 
-def test_neighbours_correlations_are_those_of_the_whole_hessian(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_neighbours_correlations_are_those_of_the_whole_hessian(calibrated) -> None:
     """What `good` keeps beside what `best` keeps, of inputs that nothing has rounded yet."""
-    folder, given = sources[MOE], texts(MOE)
-    stores = {q: calibrate(folder, Plan({}, q), given, tmp_path / q) for q in ("good", "best")}
+    given, stores = texts(MOE), {quality: calibrated(MOE, quality, packed=False) for quality in ("good", "best")}
     for name in ("linear_attn.in_proj_qkv", "linear_attn.out_proj"):
         parameter = f"language_model.model.layers.0.{name}.weight"
         blocks, whole = (
@@ -159,8 +168,8 @@ def test_neighbours_correlations_are_those_of_the_whole_hessian(sources: dict[st
             assert np.abs((block - expected) / scale).max() < 2e-3  # correlations in half precision
 
 
-def test_a_routers_inputs_are_kept_whole_for_good_as_well(sources: dict[str, Path], tmp_path: Path) -> None:
-    store = calibrate(sources[MOE], Plan({}, "good"), texts(MOE), tmp_path / "store")
+def test_a_routers_inputs_are_kept_whole_for_good_as_well(calibrated) -> None:
+    store = calibrated(MOE, "good", packed=False)
     layer = "language_model.model.layers.0"
     assert store.statistics(f"{layer}.mlp.gate.weight").hessian is not None
     assert store.statistics(f"{layer}.linear_attn.in_proj_qkv.weight").hessian is None
@@ -180,11 +189,10 @@ def test_what_few_tokens_say_of_correlations_is_shrunk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quality", ["good", "best"])
 def test_an_interrupted_calibration_continues_to_the_same_bits(
-    quality: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quality: str, sources: dict[str, Path], calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, given = sources[MOE], texts(MOE)
-    wanted = plan(folder, quality)
-    calibrate(folder, wanted, given, tmp_path / "whole")
+    wanted, whole = plan(folder, quality), calibrated(MOE, quality)
 
     class Killed(Exception):
         pass
@@ -199,7 +207,7 @@ def test_an_interrupted_calibration_continues_to_the_same_bits(
     layers: list[int] = []
     calibrate(folder, wanted, given, tmp_path / "cut", progress=lambda done, _: layers.append(done))
     assert layers == [3, 4]
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut") == files(whole.folder)
     # And a finished one is not run again.
     monkeypatch.setattr(module, "_Run", None)
     assert calibrate(folder, wanted, given, tmp_path / "cut").is_complete
@@ -213,12 +221,10 @@ def test_statistics_of_another_plan_or_other_texts_are_not_taken_up(sources: dic
     assert files(tmp_path / "store")["layers.0.safetensors"] != before["layers.0.safetensors"]
 
 
-def test_layers_downstream_see_the_rounded_layers_before_them(sources: dict[str, Path], tmp_path: Path) -> None:
-    folder, given = sources[DENSE], texts(DENSE)
-    plain = calibrate(folder, Plan({}, "good"), given, tmp_path / "plain")
-    rounded = calibrate(folder, plan(folder, "good"), given, tmp_path / "rounded")
+def test_layers_downstream_see_the_rounded_layers_before_them(calibrated) -> None:
+    stores = (calibrated(DENSE, "best", packed=False), calibrated(DENSE, "best"))
     last = "language_model.model.layers.3.mlp.gate_proj.weight"
-    a, b = (np.array(s.statistics(last).second_moments) for s in (plain, rounded))
+    a, b = (np.array(store.statistics(last).second_moments) for store in stores)
     assert not np.array_equal(a, b)
     np.testing.assert_allclose(a, b, rtol=0.5)
 

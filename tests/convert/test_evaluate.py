@@ -100,7 +100,7 @@ def test_a_checkpoint_is_at_no_distance_from_itself(sources: dict[str, Path]) ->
     assert found.layer_errors == (0.0,) * len(found.layer_errors)
 
 
-@pytest.mark.parametrize("name", [UNTIED, TIED, MOE])
+@pytest.mark.parametrize("name", [UNTIED, TIED])
 def test_contestants_that_share_one_survey_do_not_share_weights(name: str, sources: dict[str, Path]) -> None:
     """A tied embedding is kept until the end, as the head: who loaded last decided it."""
     folder, given = sources[name], texts(name)
