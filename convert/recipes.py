@@ -2,7 +2,8 @@
 
 `balanced` follows what is known of the family's sensitive parts: the outputs of DeltaNet and attention, the head and
 the shared experts are small, read for every token, and lose most at few bits; routers, decays and rates decide more
-than they weigh. The bulk, routed experts and feed-forwards, carries the asked-for bits.
+than they weigh, so that routers have 8 bits, and are kept as they are where everything else has 8. The bulk, routed
+experts and feed-forwards, carries the asked-for bits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mlx_qwen35.errors import CheckpointError, ConfigError
 from mlx_qwen35.hub.jsonfile import read_json
 
 HIGH = Packing(8, 64)
+ROUTING = ("router", "shared_gate")
 NEVER_LOW = {"router": 8, "shared_gate": 8, "delta_rates": 8}  # fewest bits that a file may ask for
 NEVER_PACKED = ("small", "mtp_join", "vision")
 # Steps above the asked-for bits, among 2, 3, 4, 5, 6, 8.
@@ -61,7 +63,7 @@ def uniform(packing: Packing, path: str, place: Place, width: int) -> Choice:
         return Choice(None, "kept, as in Qwen's own FP8 releases")
     if width % packing.group_size:
         return Choice(None, f"kept, rows of {width} are no multiple of {packing.group_size}")
-    if place.role not in ("router", "shared_gate"):
+    if place.role not in ROUTING:
         return Choice(packing)
     # Which experts run hangs on small differences of the router's outputs.
     return Choice(HIGH) if width % 64 == 0 else Choice(None, f"kept, rows of {width} are no multiple of 64")
@@ -74,7 +76,9 @@ def balanced(packing: Packing, place: Place, width: int) -> Choice:
         return Choice(None, "kept, as in Qwen's own FP8 releases" if role == "mtp_join" else "")
     if role == "delta_rates":
         return Choice(None, "kept, they set how fast the state forgets")
-    if role in ("router", "shared_gate", "mtp"):
+    if role in ROUTING and (packing.mode, packing.bits) == (HIGH.mode, HIGH.bits):
+        return Choice(None, "kept, they decide which experts run")  # among 8 bits theirs show, below they do not
+    if role in (*ROUTING, "mtp"):
         return fitting(HIGH, width)
     group_size = packing.group_size if packing.mode == "affine" else 64
     if role == "mtp_experts":

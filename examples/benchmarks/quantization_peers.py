@@ -17,17 +17,19 @@ import numpy as np
 from mlx.utils import tree_map
 
 from examples.demo_model.samples import CHECKPOINT
+from mlx_qwen35.convert.rounding import ROUTERS
 from mlx_qwen35.convert.texts import Tokens
 
 LENGTH = 256  # tokens of a training row for the peers, which take rows of one length
 
 
-def converted(folder: Path, bits: int) -> Path:
-    """`mlx_lm.convert -q`."""
+def converted(folder: Path, bits: int, keep_routers: bool = False) -> Path:
+    """`mlx_lm.convert -q`. keep_routers: leave them unpacked, for which its function takes a predicate"""
     from mlx_lm import convert
 
     out = folder / "converted"
-    convert(str(CHECKPOINT), str(out), quantize=True, q_bits=bits, q_group_size=64)
+    predicate = (lambda path, *_: not f"{path}.weight".endswith(ROUTERS)) if keep_routers else None
+    convert(str(CHECKPOINT), str(out), quantize=True, q_bits=bits, q_group_size=64, quant_predicate=predicate)
     return out
 
 

@@ -5,7 +5,8 @@
 
 Calibration texts come from the generator's training worlds, test texts from its held-out worlds; the script refuses
 to run when a test text is among the calibration texts. Every method has the same matrices at the same bits, so equal
-bits per weight, protected matrices counted. Prints a markdown table; what is measured already in --out is not
+bits per weight, protected matrices counted: what stock protects, routers at 8 bits; and where all is at 8 bits, what
+the `balanced` recipe does, routers unpacked. Prints a markdown table; what is measured already in --out is not
 measured again. The mean is given with its standard error over tokens: in a mixture of experts it hangs on the few
 tokens where a router was near a tie, and the fewer bits differ the more.
 """
@@ -31,15 +32,15 @@ from examples.demo_model.samples import CHECKPOINT, Sample
 from mlx_qwen35.convert.calibrate import Plan, calibrate
 from mlx_qwen35.convert.evaluate import eval_kl
 from mlx_qwen35.convert.rounded_model import RoundedModel, uniform
-from mlx_qwen35.convert.rounding import CALIBRATED, QUALITIES
+from mlx_qwen35.convert.rounding import CALIBRATED, QUALITIES, ROUTERS, Packing
 from mlx_qwen35.convert.texts import Tokens
 from mlx_qwen35.hub.headers import read_checkpoint
-from mlx_qwen35.models.weights import survey
+from mlx_qwen35.models.weights import Survey, survey
 
 CALIBRATION_TOKENS = 16_384
 SAMPLES = 20, 2  # of each skill to measure on; of those of hundreds of tokens fewer are enough
 NAMES = {"stock": "mlx_lm.convert", "fast": "fast"}
-AT_8_BITS = 40, 4  # where a handful of tokens carries the mean
+AT_8_BITS = 60, 6  # where a handful of tokens carries the mean
 
 
 def tokens_of(samples: Iterator[Sample], domain: str = "") -> list[Tokens]:
@@ -63,10 +64,15 @@ def test_texts(bits: int, samples: int | None) -> list[Tokens]:
     return [t for name, count in counts.items() for t in tokens_of(iter(evaluation_set(name, count)), name)]
 
 
-def bits_per_weight(folder: Path, bits: int) -> float:
-    """Of the trunk as converted: packed codes, scales and biases, and everything that is kept."""
-    found = survey(folder)
-    packings, total, count = uniform(found, bits), 0, 0
+def packings_of(found: Survey, bits: int) -> dict[str, Packing | None]:
+    """Of every method: stock's, but for routers that the `balanced` recipe keeps."""
+    stocks = uniform(found, bits)
+    return stocks if bits < 8 else {target: p for target, p in stocks.items() if not target.endswith(ROUTERS)}
+
+
+def bits_per_weight(found: Survey, packings: Mapping[str, Packing | None]) -> tuple[float, int]:
+    """Of the trunk as converted: packed codes, scales and biases, and everything that is kept. -> bits, weights"""
+    total = count = 0
     entries = found.files.tensors
     for target, recipe in found.plan.recipes.items():
         if target.startswith("mtp."):
@@ -76,10 +82,11 @@ def bits_per_weight(folder: Path, bits: int) -> float:
         kept = 32 if target.endswith(".A_log") else 16
         total += elements * (packing.bits + 32 / packing.group_size if packing else kept)
         count += elements
-    return total / count
+    return total / count, count
 
 
 def bits_on_disk(folder: Path, weights: int) -> float:
+    """The same, counted in the files of a conversion."""
     tensors = read_checkpoint(folder).tensors
     return 8 * sum(t.nbytes for n, t in tensors.items() if "mtp." not in n) / weights
 
@@ -93,7 +100,8 @@ class Results:
 
     def measure(self, bits: int, contestants: Mapping[str, Callable[[], Path | RoundedModel]]) -> None:
         """All that are not measured yet side by side, so that the source is computed once."""
-        a_weight = bits_per_weight(CHECKPOINT, bits)
+        found = survey(CHECKPOINT)
+        planned, weights = bits_per_weight(found, packings_of(found, bits))
         ready: dict[str, Path | RoundedModel] = {}
         for name, make in contestants.items():
             if name in self.rows:
@@ -101,12 +109,14 @@ class Results:
             try:
                 ready[name] = make()
             except Exception as error:  # a peer's failure is a result; it is printed verbatim
-                self._keep(name, {"error": f"{type(error).__name__}: {error}", "bits": a_weight})
+                self._keep(name, {"error": f"{type(error).__name__}: {error}", "bits": planned})
         if not ready:
             return
-        found = eval_kl(CHECKPOINT, ready, test_texts(bits, self.samples))
-        for name, comparison in found.comparisons.items():
-            self._keep(name, asdict(comparison.overall) | {"floor": found.noise_floor.mean, "bits": a_weight})
+        measured = eval_kl(CHECKPOINT, ready, test_texts(bits, self.samples))
+        for name, comparison in measured.comparisons.items():
+            made = ready[name]
+            a_weight = bits_on_disk(made, weights) if isinstance(made, Path) else planned
+            self._keep(name, asdict(comparison.overall) | {"floor": measured.noise_floor.mean, "bits": a_weight})
 
     def _keep(self, name: str, row: dict) -> None:
         self.rows[name] = row
@@ -128,7 +138,7 @@ class Results:
 
 def rounded(bits: int, quality: str, seed: int = 0) -> RoundedModel:
     found = survey(CHECKPOINT)
-    packings, store = uniform(found, bits), None
+    packings, store = packings_of(found, bits), None
     if quality in CALIBRATED:
         scratch = Path(tempfile.mkdtemp(prefix="calibration-"))
         texts = calibration_texts(seed)
@@ -136,8 +146,8 @@ def rounded(bits: int, quality: str, seed: int = 0) -> RoundedModel:
     return RoundedModel(found, packings, quality, store)
 
 
-def peer(make: Callable[..., Path], *arguments: Any) -> Path:
-    return make(Path(tempfile.mkdtemp(prefix="peers-")), *arguments)
+def peer(make: Callable[..., Path], *arguments: Any, **options: Any) -> Path:
+    return make(Path(tempfile.mkdtemp(prefix="peers-")), *arguments, **options)
 
 
 def main() -> None:
@@ -145,7 +155,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 6, 8])
     parser.add_argument("--seeds", type=int, default=3, help="orders and draws of calibration text")
     parser.add_argument("--qualities", nargs="+", default=list(QUALITIES), choices=QUALITIES, help="these only")
-    parser.add_argument("--samples", type=int, help="test samples per skill, instead of 20 (40 at 8 bits)")
+    parser.add_argument("--samples", type=int, help="test samples per skill, instead of 20 (60 at 8 bits)")
     parser.add_argument("--peers", action="store_true", help="mlx-lm's gptq and dwq as well")
     parser.add_argument("--out", type=Path, help="JSON file with the results so far")
     arguments = parser.parse_args()
@@ -159,7 +169,7 @@ def main() -> None:
     results = Results(arguments.out, arguments.samples)
     for bits in arguments.bits:
         contestants: dict[str, Callable[[], Path | RoundedModel]] = {
-            "stock": partial(peer, quantization_peers.converted, bits),
+            "stock": partial(peer, quantization_peers.converted, bits, keep_routers=bits == 8),
             "fast": partial(rounded, bits, "fast"),
         }
         contestants = {f"{NAMES[q]}, {bits} bits": contestants[q] for q in arguments.qualities if q in contestants}
