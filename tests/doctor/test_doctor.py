@@ -83,7 +83,7 @@ def _leaks_between_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(self: Model, windows: Any) -> mx.array:
         hidden = right(self, windows)
-        return hidden if len(windows) < 2 else mx.roll(hidden, 1, axis=0)
+        return hidden if len(windows) < 2 else hidden[::-1]
 
     monkeypatch.setattr(Model, "step", wrong)
 
@@ -129,7 +129,8 @@ def test_a_tokenizer_that_splits_the_marks_turns_its_line_red(demo: Path) -> Non
 
 def test_a_weight_that_is_no_number_turns_its_line_red_and_nothing_is_built_on_it(demo: Path) -> None:
     path = next(demo.glob("*.safetensors"))
-    tensors = dict(mx.load(str(path)))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    tensors = mx.load(str(path))
+    assert isinstance(tensors, dict)
     name = next(n for n, t in tensors.items() if t.ndim == 2)
     tensors[name] = mx.full(tensors[name].shape, float("nan")).astype(tensors[name].dtype)
     mx.save_safetensors(str(path), tensors, {"format": "pt"})
