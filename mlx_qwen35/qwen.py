@@ -160,13 +160,14 @@ class Qwen:
             said = [{"role": "system", "content": system}, *said]
         return Session(self.runtime, said, tools, think, options)
 
-    def load_session(self, path: str | Path) -> Session:
+    def load_session(self, path: str | Path, trusted: bool = True) -> Session:
         """The session that `Session.save` wrote, perhaps with another model: then it is computed again.
 
-        A file is data, not code, but its numbers are what the model goes on from: open those of people you trust.
+        A file is data, not code, but its numbers are what the model goes on from, for whoever writes the same text.
+        trusted: False keeps them to this session and its forks, and refuses a file whose numbers are of no use here
         Raises SessionError.
         """
-        return Session.load(self.runtime, Path(path).expanduser())
+        return Session.load(self.runtime, Path(path).expanduser(), trusted)
 
     def stats(self) -> Stats:
         """Speeds, batch, reuse, memory."""

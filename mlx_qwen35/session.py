@@ -66,13 +66,15 @@ class Session:
         self._release.atexit = False
 
     @classmethod
-    def load(cls, runtime: Runtime, path: Path) -> Session:
+    def load(cls, runtime: Runtime, path: Path, trusted: bool = True, limit_bytes: int | None = None) -> Session:
         """The session that `save` wrote. What cannot be used of its cache is computed again, after one warning.
 
+        trusted: otherwise nobody but this session and its forks goes on from the file's numbers, and a file whose cache
+        cannot be used is refused   limit_bytes: of the cache; None takes what there is room for
         Raises SessionError for what is no session file.
         """
         fingerprint, room = runtime.prefixes.fingerprint(), runtime.prefixes.spare_bytes()
-        saved = read_session(path, fingerprint, room)
+        saved = read_session(path, fingerprint, room if limit_bytes is None else min(room, limit_bytes))
         said = saved.conversation
         try:
             if set(said) != set(SAVED) or not isinstance(said["messages"], list):
@@ -85,11 +87,15 @@ class Session:
             ids = saved.carried.ids
             if max(ids, default=0) >= runtime.tokenizer.vocab_size:
                 trouble = "it holds ids that are no tokens"
-            elif not runtime.prefixes.put_back(saved.carried, session._hold):
+            elif not runtime.prefixes.put_back(saved.carried, session._hold, apart=not trusted):
                 trouble = "its arrays are not those of this model"
             else:
-                runtime.transcript.relearn(ids)
+                if trusted:  # how a text is spelled is known for all who write it
+                    runtime.transcript.relearn(ids)
                 session._ids = ids
+        if trouble and not trusted:
+            session.close()
+            raise SessionError(f"{path} cannot be gone on from: {trouble}.")
         if trouble:
             runtime.warn(f"{path}: the conversation is here, but is computed again: {trouble}.")
         return session
@@ -98,6 +104,24 @@ class Session:
     def messages(self) -> list[Message]:
         """The conversation so far, OpenAI form, the system message first: a list of its own."""
         return list(self._messages)
+
+    @property
+    def hold(self) -> Hold:
+        """For `Runtime.prepare`, where turns are asked for without `chat` or `stream`; then `follow`."""
+        return self._hold
+
+    @property
+    def cached_ids(self) -> Sequence[int]:
+        """Of the last prompt and its answer, as sampled."""
+        return self._ids
+
+    def follow(
+        self, messages: Sequence[Mapping[str, Any]], tools: Tools | None, think: bool | None, ids: Sequence[int]
+    ) -> None:
+        """Take over a conversation that went on with `hold`: its messages, and the ids of all of it, as sampled."""
+        with self._asking:
+            self.tools, self.think = normalise_tools(tools), think
+            self._messages, self._ids = [dict(message) for message in messages], ids
 
     @property
     def usage(self) -> Usage:

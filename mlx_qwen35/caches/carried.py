@@ -45,7 +45,6 @@ class Packer:
         while node.parent is not None and not store.fetch(node):
             node = match(root, as_ids(ids), len(ids)).node
         spans = _spans(node.path(), [*hold.nodes, node])
-        self.fingerprint = root.key
         self.ends = tuple(span[-1].end for span in spans)
         # References, which stay what they are if the store evicts meanwhile.
         self._arrays = [item for i, span in enumerate(spans) for item in _arrays(i, span)][::-1]

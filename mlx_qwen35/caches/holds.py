@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mlx_qwen35.caches.prefix_tree import Node
 
@@ -12,9 +12,13 @@ class Hold:
 
     Held nodes give way to live sequences only, where memory itself runs out; a pin never does. Nodes that several
     sessions hold, such as forks, count once for each.
+
+    root: of a tree apart, where the session's numbers came from somebody who need not be trusted: they are gone on from
+    by this session only, and nothing of it is written to disk. None is the tree that all texts share.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: Node | None = None) -> None:
+        self.root = root
         self.nodes: list[Node] = []
         self._closed = False
 
@@ -28,6 +32,18 @@ class Hold:
             node.holds -= 1
         self.nodes = list(nodes)
 
+    @property
+    def tokens(self) -> int:
+        """How much of the session is in memory, up to where its next turn may go on."""
+        ends = [node.end for node in self.nodes if node.checkpoint is not None]
+        return max(ends, default=0)
+
     def close(self) -> None:
         self.move([])
         self._closed = True
+
+
+def held_bytes(holds: Iterable[Hold]) -> int:
+    """What they keep in memory; what several hold counts once."""
+    nodes = {id(step): step for hold in holds for node in hold.nodes for step in node.path()}
+    return sum(node.nbytes for node in nodes.values())

@@ -67,6 +67,11 @@ class Node:
         arrays = [a for part in (self.segment or [], self.checkpoint or []) for layer in part for a in layer]
         return sum(a.nbytes for a in arrays)
 
+    def apart(self, name: str) -> Node:
+        """The root of another tree of this format, which no disk knows."""
+        assert self.parent is None
+        return Node(f"{self.key} {name}", None, as_ids([]), 0)
+
     def path(self) -> list[Node]:
         """From the first span of the text to this one."""
         nodes, node = [], self

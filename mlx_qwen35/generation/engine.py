@@ -125,6 +125,11 @@ class Engine:
         self._thread.post(job)
 
     @property
+    def prefix_bytes(self) -> int:
+        """The budget for what is remembered."""
+        return self._limits.prefix_bytes
+
+    @property
     def spare_bytes(self) -> int:
         """What live sequences leave of the budget."""
         return max(0, self._limits.cache_bytes - self._places.live_bytes)

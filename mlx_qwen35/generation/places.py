@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from mlx_qwen35.caches.prefix_store import PrefixStore
+from mlx_qwen35.caches.prefix_tree import Node
 from mlx_qwen35.errors import TooLongError
 from mlx_qwen35.generation.cache_format import CacheFormat
 from mlx_qwen35.generation.request import Reuse
@@ -72,6 +73,11 @@ class Places:
     def _format(self, row: Row) -> CacheFormat:
         return self.format_of(row.request.kv_bits)
 
+    def _root(self, row: Row) -> Node:
+        """Of the texts among which the row's own is looked for, and remembered."""
+        apart = row.request.hold and row.request.hold.root
+        return apart or self._format(row).root
+
     def format_of(self, bits: int) -> CacheFormat:
         if bits not in self._formats:
             self._formats[bits] = self._make_format(bits)
@@ -82,7 +88,7 @@ class Places:
         request = row.request
         sampler = row.sampler or Sampler(request.sampling, request.known_tokens, request.seed, request.logit_bias)
         form = self._format(row)
-        found = self._store.match(form.root, row.ids)
+        found = self._store.match(self._root(row), row.ids)
         cache = form.make()
         node = self._store.restore(found, cache)
         nearest = found.nearest.all_ids() if found.common and not row.answered else ()
@@ -99,7 +105,7 @@ class Places:
         """What the row has copied need not stay in the store while it runs; it leaves all of it there at its end."""
         assert row.node is not None
         self._store.unpin(row.node)
-        row.node = self._format(row).root
+        row.node = self._root(row)
         self._store.pin(row.node)
         row.is_tight = True
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 from mlx_qwen35.caches.carried import Carried, Packer, put_back
-from mlx_qwen35.caches.holds import Hold
+from mlx_qwen35.caches.holds import Hold, held_bytes
+from mlx_qwen35.caches.prefix_store import PrefixStore
+from mlx_qwen35.generation.cache_format import CacheFormat
 from mlx_qwen35.generation.engine import Engine
 
 
@@ -22,20 +25,24 @@ class Prefixes:
     def share(self, hold: Hold) -> Hold:
         """Another hold on the same nodes; returns at once."""
         # In place before a request that is submitted afterwards can end and move it.
-        other = Hold()
+        other = Hold(hold.root)
         self._engine.post(lambda: other.move(hold.nodes))
         return other
 
     def carry(self, ids: Sequence[int], hold: Hold) -> Carried:
         """The longest known prefix of `ids`, copied array by array between steps; no spans where nothing is known."""
-        packer = self._engine.with_prefixes(self._kv_bits, lambda store, form: Packer(store, form.root, ids, hold))
+
+        def work(store: PrefixStore, form: CacheFormat) -> Packer:
+            return Packer(store, hold.root or form.root, ids, hold)
+
+        packer = self._engine.with_prefixes(self._kv_bits, work)
         blobs = {}
         try:
             while (packed := self._engine.with_prefixes(self._kv_bits, lambda *_: packer.pack_one())) is not None:
                 blobs[packed[0]] = packed[1]
         finally:
             self._engine.post(packer.close)
-        return Carried(packer.fingerprint, ids, packer.ends, blobs)
+        return Carried(self.fingerprint(), ids, packer.ends, blobs)
 
     def fingerprint(self) -> str:
         """Of this model and cache format."""
@@ -45,12 +52,39 @@ class Prefixes:
         """What there is room for now."""
         return self._engine.with_prefixes(self._kv_bits, lambda *_: self._engine.spare_bytes)
 
-    def put_back(self, carried: Carried, hold: Hold) -> bool:
-        """Know and hold a carried prefix; False where it is not one of this model and format, and nothing was done."""
-        return self._engine.with_prefixes(
-            self._kv_bits,
-            lambda store, form: (
-                carried.fingerprint == form.root.key
-                and put_back(store, form.root, form.layouts, carried, hold, self._engine.spare_bytes)
-            ),
-        )
+    def put_back(self, carried: Carried, hold: Hold, apart: bool = False) -> bool:
+        """Know and hold a carried prefix; False where it is not one of this model and format, and nothing was done.
+
+        apart: for this hold and its shares only
+        """
+
+        def work(store: PrefixStore, form: CacheFormat) -> bool:
+            if carried.fingerprint != form.root.key:
+                return False
+            root = form.root.apart(secrets.token_hex(16)) if apart else form.root
+            if not put_back(store, root, form.layouts, carried, hold, self._engine.spare_bytes):
+                return False
+            hold.root = root if apart else None
+            return True
+
+        return self._engine.with_prefixes(self._kv_bits, work)
+
+    def held(self, holds: Sequence[Hold]) -> list[tuple[int, int]]:
+        """For each hold, how many tokens and bytes of its session it keeps in memory."""
+        return self._engine.with_prefixes(self._kv_bits, lambda *_: [(h.tokens, held_bytes([h])) for h in holds])
+
+    def keep_within(self, holds: Sequence[Hold], nbytes: int) -> None:
+        """Let go of what the first of `holds` keep, until all of them together keep at most `nbytes`."""
+
+        def work(*_: object) -> None:
+            for i, hold in enumerate(holds):
+                if held_bytes(holds[i:]) <= nbytes:
+                    return
+                hold.move([])
+
+        self._engine.with_prefixes(self._kv_bits, work)
+
+    @property
+    def budget(self) -> int:
+        """Bytes of memory for all that is remembered."""
+        return self._engine.prefix_bytes

@@ -6,6 +6,7 @@ from mlx_qwen35.server.anthropic_answer import MessageAuthor, anthropic_error
 from mlx_qwen35.server.anthropic_request import CountBody, MessagesBody, read_request
 from mlx_qwen35.server.body import typed
 from mlx_qwen35.server.protocol import Asked, Call, Generation, Json, Lookup, Served
+from mlx_qwen35.server.sessions import session_name
 
 
 def endpoints(served: Served) -> list[Generation | Lookup]:
@@ -16,7 +17,8 @@ def endpoints(served: Served) -> list[Generation | Lookup]:
         name = served.check_model(body.model)
         hides = body.thinking is not None and body.thinking.display == "omitted"
         author = MessageAuthor(name, hides, served.runtime.config.max_context)
-        return Asked([served.canonical(read_request(body))], author, bool(body.stream))
+        session = session_name(body.session_id)
+        return Asked([served.canonical(read_request(body))], author, bool(body.stream), session)
 
     def count(call: Call) -> Json:
         body = typed(call.body, CountBody)

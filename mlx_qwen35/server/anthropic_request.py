@@ -14,7 +14,7 @@ import msgspec
 
 from mlx_qwen35.asking import chat_request
 from mlx_qwen35.runtime import ChatRequest
-from mlx_qwen35.server.openai_fields import Count, StopText
+from mlx_qwen35.server.openai_fields import Count, FoldAt, StopText
 from mlx_qwen35.server.parts import bad, kind_of, media, part
 from mlx_qwen35.server.thoughts import unseal
 
@@ -76,6 +76,8 @@ class MessagesBody(CountBody, kw_only=True):
     top_p: Share | None = None
     top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
     metadata: dict[str, Any] | None = None
+    session_id: str | None = None
+    fold_at: FoldAt | None = None
 
 
 class Tool(msgspec.Struct):
@@ -122,6 +124,7 @@ def read_request(body: CountBody) -> ChatRequest:
         temperature=asked and asked.temperature,
         top_p=asked and asked.top_p,
         top_k=asked and asked.top_k,
+        fold_at=asked and asked.fold_at,
         **_thinking(body),
         **_tool_choice(body.tool_choice, [tool["function"]["name"] for tool in tools]),
         **_format(body.output_config),

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from mlx_qwen35.server import anthropic, chat_completions, completions, models, openai_responses
+from mlx_qwen35.server import anthropic, chat_completions, completions, models, openai_responses, sessions
 from mlx_qwen35.server.exchange import Exchange
 from mlx_qwen35.server.gate import Gate
 from mlx_qwen35.server.guard import check_caller, cross_origin_headers, is_preflight
@@ -28,6 +28,7 @@ ENDPOINTS: tuple[Callable[[Served], Sequence[Endpoint]], ...] = (
     completions.endpoints,
     openai_responses.endpoints,
     anthropic.endpoints,
+    sessions.endpoints,
     models.endpoints,
 )
 NOWHERE = "(other)"  # for counts and the log: what a client makes up is not repeated there

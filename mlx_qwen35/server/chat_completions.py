@@ -24,9 +24,10 @@ from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.runtime import ChatRequest
 from mlx_qwen35.server.body import typed
 from mlx_qwen35.server.openai_errors import openai_error
-from mlx_qwen35.server.openai_fields import Count, Shared, answer_options, refuse_unsupported, seeds, usage_json
+from mlx_qwen35.server.openai_fields import Count, FoldAt, Shared, answer_options, refuse_unsupported, seeds, usage_json
 from mlx_qwen35.server.openai_logprobs import token_logprobs
 from mlx_qwen35.server.protocol import Asked, Call, Frame, Generation, Json, Refused, Served
+from mlx_qwen35.server.sessions import session_name
 
 
 class ChatBody(Shared, kw_only=True):
@@ -44,6 +45,8 @@ class ChatBody(Shared, kw_only=True):
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    session_id: str | None = None
+    fold_at: FoldAt | None = None
     modalities: list[str] | None = None
     functions: Any = None
     function_call: Any = None
@@ -64,7 +67,7 @@ def endpoints(served: Served) -> list[Generation]:
         body = typed(call.body, ChatBody)
         author = ChatAuthor(served, body)
         requests = [served.canonical(request) for request in _requests(body)]
-        return Asked(requests, author, bool(body.stream))
+        return Asked(requests, author, bool(body.stream), session_name(body.session_id))
 
     return [Generation("/v1/chat/completions", read, openai_error, ChatBody, "Answer a conversation.")]
 
@@ -86,6 +89,7 @@ def _requests(body: ChatBody) -> list[ChatRequest]:
             parallel_tool_calls=body.parallel_tool_calls is not False,
             response_format=body.response_format,
             logprobs=_logprobs(body),
+            fold_at=body.fold_at,
             **options,
         )
         for seed in seeds(body.seed, body.n or 1)

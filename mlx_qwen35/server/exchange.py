@@ -6,8 +6,10 @@ Whoever leaves cancels what was computed for them within one step. Knows no prot
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -17,11 +19,24 @@ from mlx_qwen35.chat.events import Event, Finished, PrefillProgress
 from mlx_qwen35.chat.reply import Gathering
 from mlx_qwen35.runtime import ChatRequest, TextRequest
 from mlx_qwen35.server.body import parse_object
+from mlx_qwen35.server.files import BINARY, receive_file, send_file
 from mlx_qwen35.server.gate import Gate
-from mlx_qwen35.server.protocol import Asked, Call, Endpoint, Frame, Generation, Json, Lookup, Refused, Served
+from mlx_qwen35.server.protocol import (
+    Asked,
+    Call,
+    Download,
+    Endpoint,
+    Frame,
+    Generation,
+    Json,
+    Refused,
+    Served,
+    Upload,
+)
 from mlx_qwen35.server.refusals import refusal
 from mlx_qwen35.server.responses import as_text, send_json, send_refusal
 from mlx_qwen35.server.settings import Settings
+from mlx_qwen35.server.turn import begun
 
 WAITING_EVENTS = 64  # between the model and a reader who is slower
 DRAIN_SECONDS = 1.0  # for a client that sends more than it may, so that it reads why
@@ -56,12 +71,15 @@ class Exchange:
     async def run(self) -> None:
         """Raises nothing but cancellation."""
         try:
-            call = await self._call()
-            if isinstance(self._endpoint, Lookup):
-                body = await asyncio.to_thread(self._endpoint.answer, call)
-                await self._send_json(200, body)
+            call, endpoint = await self._call(), self._endpoint
+            if isinstance(endpoint, Generation):
+                await self._generate(endpoint, call)
+            elif isinstance(endpoint, Upload):
+                await self._take_file(endpoint, call)
+            elif isinstance(endpoint, Download):
+                await self._give_file(endpoint, call)
             else:
-                await self._generate(self._endpoint, call)
+                await self._send_json(200, await asyncio.to_thread(endpoint.answer, call))
         except Gone:
             self.status = self.status or 499
         except Exception as error:
@@ -91,11 +109,7 @@ class Exchange:
         return Call(body, self._scope.get("path_params", {}), dict(headers.items()))
 
     async def _body(self, headers: Headers) -> dict[str, Any]:
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise Refused(415, f"The content type is {kind[:80] or 'missing'!r}; application/json is needed.")
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refused(415, "The body is compressed; send it as it is.")
+        _require_kind(headers, "application/json")
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 raw = await self._read()
@@ -125,6 +139,25 @@ class Exchange:
                     pass
         except TimeoutError:
             pass
+
+    # Files
+
+    async def _take_file(self, endpoint: Upload, call: Call) -> None:
+        _require_kind(Headers(scope=self._scope), BINARY)
+        with tempfile.TemporaryDirectory(prefix="mlx-qwen35-") as folder:
+            path, limit = Path(folder) / "upload", self._served.sessions.file_limit
+            if not await receive_file(self._receive, path, limit, self._limits.body_seconds):
+                raise Gone
+            body = await asyncio.to_thread(endpoint.answer, call, path)
+        await self._send_json(200, body)
+
+    async def _give_file(self, endpoint: Download, call: Call) -> None:
+        saved = await asyncio.to_thread(endpoint.answer, call)
+        try:
+            self.status = 200  # what goes wrong from here on can only cut it short
+            await send_file(self._send, saved.path)
+        finally:
+            saved.done()
 
     # The answer
 
@@ -199,7 +232,8 @@ class Exchange:
         read = asyncio.Event()  # the first choice's prompt, which the others have in common with it
         async with AsyncExitStack() as stack:
             for choice, request in enumerate(asked.requests):
-                pump = asyncio.create_task(self._pump(choice, request, queue, read))
+                name = None if choice else asked.session
+                pump = asyncio.create_task(self._pump(choice, request, queue, read, name))
                 stack.push_async_callback(_ended, pump)
             yield self._batches(queue, len(asked.requests))
 
@@ -233,16 +267,22 @@ class Exchange:
             self.finished.append(event)
 
     async def _pump(
-        self, choice: int, request: ChatRequest | TextRequest, queue: asyncio.Queue[Item], read: asyncio.Event
+        self,
+        choice: int,
+        request: ChatRequest | TextRequest,
+        queue: asyncio.Queue[Item],
+        read: asyncio.Event,
+        name: str | None,
     ) -> None:
-        """One choice's events into the queue. A full queue stops the reading, and that in turn the model."""
-        runtime = self._served.runtime
+        """One choice's events into the queue. A full queue stops the reading, and that in turn the model.
+
+        name: of the session that the conversation is kept in
+        """
         try:
             if choice:
                 await read.wait()
-            prepare: Any = runtime.prepare if isinstance(request, ChatRequest) else runtime.prepare_text
-            running = runtime.submit(await asyncio.to_thread(prepare, request))
-            async with aclosing(running.aevents()) as events:
+            turn = await begun(self._served, request, name)
+            async with aclosing(turn.events()) as events:
                 async for event in events:
                     if not isinstance(event, PrefillProgress):
                         read.set()
@@ -278,6 +318,14 @@ class Exchange:
     async def _send_frames(self, frames: Iterable[Frame]) -> None:
         if text := "".join(map(as_text, frames)):
             await self._send_body(text.encode())
+
+
+def _require_kind(headers: Headers, wanted: str) -> None:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != wanted:
+        raise Refused(415, f"The content type is {kind[:80] or 'missing'!r}; {wanted} is needed.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "The body is compressed; send it as it is.")
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -12,6 +12,7 @@ from mlx_qwen35.options import Sampling
 from mlx_qwen35.server.protocol import Json, Refused, Served
 
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
+FoldAt = Annotated[int, Meta(ge=1, le=1 << 31)]
 Choices = Annotated[int, Meta(ge=1, le=16)]
 Bias = Annotated[dict[str, float], Meta(max_length=4096)]
 StopText = Annotated[str, Meta(max_length=1024)]

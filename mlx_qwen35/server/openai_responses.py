@@ -14,6 +14,7 @@ from mlx_qwen35.server.responses_answer import ResponseAuthor
 from mlx_qwen35.server.responses_request import InputTokensBody, Message, Parts, ResponsesBody, read_items, read_request
 from mlx_qwen35.server.responses_store import ResponseStore, Stored
 from mlx_qwen35.server.responses_tools import read_tools
+from mlx_qwen35.server.sessions import session_name
 
 # Fields by the names that the runtime has for them.
 FIELDS = {"response_format": "text.format.schema", "messages": "input", "max_tokens": "max_output_tokens"}
@@ -40,7 +41,12 @@ def endpoints(served: Served) -> list[Generation | Lookup]:
             if body.store is not False:
                 store.put(Stored(response, items, [*before, *own, answer]))
 
-        return Asked([request], ResponseAuthor(name, body, call.body, tools, keep), bool(body.stream))
+        return Asked(
+            [request],
+            ResponseAuthor(name, body, call.body, tools, keep),
+            bool(body.stream),
+            session_name(body.session_id),
+        )
 
     def count(call: Call) -> Json:
         body = typed(call.body, InputTokensBody)

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from mlx_qwen35 import __version__
-from mlx_qwen35.server.protocol import Endpoint, Generation, Json
+from mlx_qwen35.server.protocol import Download, Endpoint, Generation, Json, Upload
 
+BINARY = "application/octet-stream"
 STATUSES = {
     "400": "A field is wrong; the error names it.",
     "401": "The key is missing or wrong.",
@@ -18,6 +19,7 @@ STATUSES = {
     "404": "There is no such thing.",
     "405": "Not with this method.",
     "408": "The body came too slowly.",
+    "409": "There is one of that name.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "429": "Too many answers are under way.",
@@ -51,6 +53,8 @@ def _operation(endpoint: Endpoint, path: str) -> Json:
     answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if isinstance(endpoint, Generation):
         answer["text/event-stream"] = {}  # events have no one schema
+    if isinstance(endpoint, Download):
+        answer = {BINARY: {}}
     refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses = {"200": {"description": "The answer.", "content": answer}}
     responses |= {status: {"description": says, "content": refused} for status, says in STATUSES.items()}
@@ -62,4 +66,6 @@ def _operation(endpoint: Endpoint, path: str) -> Json:
     if endpoint.body is not None:
         schema = {"$ref": f"#/components/schemas/{endpoint.body.__name__}"}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    elif isinstance(endpoint, Upload):
+        operation["requestBody"] = {"required": True, "content": {BINARY: {}}}
     return operation

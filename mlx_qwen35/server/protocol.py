@@ -1,10 +1,11 @@
 """What one HTTP protocol provides to plug into the server. Knows no protocol, no HTTP library and no network.
 
-A protocol module makes a list of endpoints, and `app.ENDPOINTS` names its maker. Two kinds:
+A protocol module makes a list of endpoints, and `app.ENDPOINTS` names its maker. Its kinds:
 
 - `Generation`: a body asks for one or more answers of the runtime. `read` translates it, an `Author` writes the
   answers. Everything between the two (queue, threads, cancellation, keep-alive, deadlines, status) is the server's.
 - `Lookup`: a body or a path asks for what is known at once: a count of tokens, a stored answer, the list of models.
+- `Download` and `Upload`: the answer, or the body, is a file.
 
     def endpoints(served: Served) -> list[Generation | Lookup]:
         return [Generation("/v1/messages", read=..., error=..., body=MessagesBody, summary="...")]
@@ -17,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_qwen35.chat.canonical import RULES, canonical
 from mlx_qwen35.chat.events import Event, Usage
 from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.runtime import ChatRequest, Runtime, TextRequest
+from mlx_qwen35.server.pinned import PinnedSessions
 
 Json = Mapping[str, Any]
 
@@ -30,7 +33,8 @@ Json = Mapping[str, Any]
 class Refused(Exception):
     """A request that is not answered, or no longer. `str(refused)` is for people: one line, nothing of the content.
 
-    status: of HTTP: 400 invalid, 401 no or wrong key, 403 forbidden, 404 unknown, 405, 408 slow body, 413 too large,
+    status: of HTTP: 400 invalid, 401 no or wrong key, 403 forbidden, 404 unknown, 405, 408 slow body, 409 a name
+    that is taken, 413 too large,
     415 not JSON, 429 too many, 500 defect, 503 shutting down or out of memory, 504 took too long
     param: the field, as a path (`messages[3].content`)   code: for programs; see CODES
     retry_after: seconds, for the header
@@ -82,6 +86,10 @@ class Served:
     created: int  # seconds since 1970
     quotes: bool = False  # whether notes on the cache may quote earlier prompts, which may be another client's
     rules: Collection[str] = RULES
+    sessions: PinnedSessions = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sessions", PinnedSessions(self.runtime))
 
     def canonical(self, request: ChatRequest) -> ChatRequest:
         """The same request, so written that what was computed for the one before it can be used."""
@@ -144,11 +152,15 @@ class Author(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a body asks for. requests: one for each choice; they are answered side by side"""
+    """What a body asks for. requests: one for each choice; they are answered side by side
+
+    session: the name under which the conversation, with the first choice, is kept
+    """
 
     requests: Sequence[ChatRequest | TextRequest]
     author: Author
     stream: bool = False
+    session: str | None = None
 
 
 Error = Callable[[Refused], Json]
@@ -182,4 +194,36 @@ class Lookup:
     method: str = "GET"
 
 
-Endpoint = Generation | Lookup
+@dataclass(frozen=True)
+class SavedFile:
+    """done: called when nobody needs it any more"""
+
+    path: Path
+    done: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Download:
+    """GET `path`: a file."""
+
+    path: str
+    answer: Callable[[Call], SavedFile]
+    error: Error
+    summary: str
+    body: None = None
+    method: str = "GET"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """POST `path`: the body is a file, of which `answer` gets the call and a copy that lasts until it returns."""
+
+    path: str
+    answer: Callable[[Call, Path], Json]
+    error: Error
+    summary: str
+    body: None = None
+    method: str = "POST"
+
+
+Endpoint = Generation | Lookup | Download | Upload

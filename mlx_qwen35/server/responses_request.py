@@ -15,7 +15,7 @@ import msgspec
 
 from mlx_qwen35.asking import chat_request
 from mlx_qwen35.runtime import ChatRequest
-from mlx_qwen35.server.openai_fields import Count
+from mlx_qwen35.server.openai_fields import Count, FoldAt
 from mlx_qwen35.server.parts import bad, kind_of, media, part
 from mlx_qwen35.server.protocol import Refused
 from mlx_qwen35.server.responses_tools import INPUT, Tools
@@ -78,6 +78,8 @@ class ResponsesBody(InputTokensBody, kw_only=True):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     metadata: dict[str, Any] | None = None
     background: bool | None = None
+    session_id: str | None = None
+    fold_at: FoldAt | None = None
     prompt: Any = None
     # Known, and without effect on a local model.
     user: Any = None
@@ -141,6 +143,7 @@ def read_request(body: InputTokensBody, before: Sequence[Message], own: Sequence
         parallel_tool_calls=False if body.parallel_tool_calls is False and tools.shown else None,
         response_format=_format(body.text),
         logprobs=asked and _logprobs(asked),
+        fold_at=asked and asked.fold_at,
     )
 
 

@@ -1,0 +1,62 @@
+"""One answer of the model to one request, in a named session if there is one. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+from mlx_qwen35.chat.events import Event
+from mlx_qwen35.chat.reply import Gathering
+from mlx_qwen35.running import Prepared
+from mlx_qwen35.runtime import ChatRequest, TextRequest
+from mlx_qwen35.server.protocol import Served
+
+# Folding asks the model, so that it may take as long as an answer: others' prompts do not wait for it.
+_FOLDING = ThreadPoolExecutor(4, "fold")
+
+
+async def begun(served: Served, request: ChatRequest | TextRequest, name: str | None = None) -> Turn:
+    """The turn that answers `request`, with its prompt rendered. name: of the session; a text has none
+
+    Raises RequestError.
+    """
+    folds = isinstance(request, ChatRequest) and request.fold_at is not None
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_FOLDING if folds else None, Turn, served, request, name)
+
+
+class Turn:
+    """Made on a worker thread; read on the event loop."""
+
+    def __init__(self, served: Served, request: ChatRequest | TextRequest, name: str | None = None) -> None:
+        self._served, self._request, self._name = served, request, name
+        self._session = None
+        runtime = served.runtime
+        if isinstance(request, TextRequest):
+            self._prepared: Prepared = runtime.prepare_text(request)
+        elif name is None:
+            self._prepared = runtime.prepare(request)
+        else:
+            self._session = served.sessions.begin(name)
+            self._prepared = runtime.prepare(request, self._session.hold)
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """As they come. After the last one the session, if there is one, has gone on."""
+        running = self._served.runtime.submit(self._prepared)
+        gathering = Gathering()
+        async with aclosing(running.aevents()) as events:
+            async for event in events:
+                if self._session is not None:
+                    gathering.take(event)
+                    if gathering.finished is not None:
+                        await asyncio.to_thread(self._follow, gathering, (*running.prompt.ids, *running.sampled))
+                yield event
+
+    def _follow(self, gathering: Gathering, ids: tuple[int, ...]) -> None:
+        reply = gathering.reply()
+        if self._session is None or self._name is None or not isinstance(self._request, ChatRequest):
+            return
+        if reply.reason != "cancelled":
+            self._served.sessions.ended(self._name, self._session, self._request, reply.message, ids)
