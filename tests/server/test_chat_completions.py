@@ -195,8 +195,6 @@ def test_histories_that_agents_really_send_are_answered(client: openai.OpenAI) -
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 2}, "logprobs"),
         ({"extra_body": {"functions": []}}, "functions"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs.chat_template"),
