@@ -25,7 +25,7 @@ from mlx_qwen35.chat.folding import Folding, Message
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
 from mlx_qwen35.chat.parser import OutputParser, PlainText
 from mlx_qwen35.chat.reply import gathered
-from mlx_qwen35.chat.room import require_few, require_room, too_long
+from mlx_qwen35.chat.room import require_few, require_few_arguments, require_room, require_room_for_tools, too_long
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.chat.template import ChatTemplate
 from mlx_qwen35.chat.tokenizer import Tokenizer
@@ -211,12 +211,19 @@ class Runtime:
     def render(self, request: ChatRequest) -> str:
         """The prompt as text: the checkpoint's own chat template applied to the request."""
         enable, _ = thinking(request.enable_thinking, request.thinking_budget, request.reasoning_effort)
-        tools = normalise_tools(request.tools)
-        return self.template.render(normalise_messages(request.messages), tools=tools, enable_thinking=enable)
+        context, tools = self.config.max_context, normalise_tools(request.tools)
+        require_few(request.messages, context)
+        require_room_for_tools(tools, context, self.tokenizer.encode)
+        messages = normalise_messages(request.messages)
+        require_few_arguments(messages, context)
+        return self.template.render(messages, tools=tools, enable_thinking=enable)
 
     def prompt(self, request: ChatRequest) -> Prompt:
-        """The prompt as token ids, answers of this runtime in it as they were sampled."""
-        return self.transcript.prompt(self.render(request))
+        """The prompt as token ids, answers of this runtime in it as they were sampled.
+
+        Raises TooLongError only where it is so much longer than the context that counting would take long.
+        """
+        return self._tokenised(self.render(request))
 
     def _tokenised(self, text: str) -> Prompt:
         """The same of a text, if it is not far too long: that takes time, and then is refused."""
@@ -238,7 +245,6 @@ class Runtime:
         """
         if request.fold_at is not None:
             request = self._folded(request, request.fold_at)
-        require_few(request.messages, self.config.max_context)
         text, tools = self.render(request), normalise_tools(request.tools)
         in_reasoning, choice = self.template.opens_thinking(text), tool_choice(request.tool_choice, tools)
         asked = Guidance(
@@ -257,7 +263,7 @@ class Runtime:
         request = replace(request, fold_at=None)
 
         def prompt_tokens(messages: list[Message]) -> int:
-            return len(self.prompt(replace(request, messages=messages)).ids)
+            return len(self.transcript.prompt(self.render(replace(request, messages=messages))).ids)
 
         def message_tokens(message: Message) -> int:
             return len(self.tokenizer.encode(json.dumps(message, ensure_ascii=False, default=str)))
