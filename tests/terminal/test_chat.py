@@ -115,8 +115,8 @@ def test_a_chat_saved_and_loaded_goes_on(chat: Start, tmp_path: Path) -> None:
 
 
 def test_ten_thousand_pasted_lines_arrive_whole(clean_environment: dict[str, str], tmp_path: Path) -> None:
-    """The context is small, so the program counts the prompt's tokens and refuses, which costs no computing."""
-    folder = write_tiny_chat(tmp_path / "small", context=4096)
+    """The context is smaller, so the program counts the prompt's tokens and refuses, which costs no computing."""
+    folder = write_tiny_chat(tmp_path / "small", context=16_384)
     pasted = "\n".join(f"{i % 10}" for i in range(10_000))
     prompt = ChatTemplate.from_folder(folder).render([{"role": "user", "content": f"Sum: {pasted} please"}])
     tokens = len(Tokenizer.from_folder(folder).encode(prompt))
@@ -125,7 +125,7 @@ def test_ten_thousand_pasted_lines_arrive_whole(clean_environment: dict[str, str
         terminal.send(f"Sum: \x1b[200~{pasted}\x1b[201~")
         terminal.wait_for("[paste 1: 10,000 lines]")
         terminal.send(" please\r")
-        terminal.wait_for(f"The prompt has {tokens:,} tokens; this model's context holds 4,096")
+        terminal.wait_for(f"The prompt has {tokens:,} tokens; this model's context holds 16,384")
         terminal.wait_for_prompt()
         assert "Traceback" not in terminal.text
         assert "cut off" in ask(terminal, "short"), "the question that was too long stayed in the conversation"
