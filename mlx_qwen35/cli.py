@@ -267,7 +267,7 @@ def run_serve(args: argparse.Namespace) -> None:
     if args.log:
         logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
         logging.getLogger("mlx_qwen35.server").setLevel(logging.INFO)
-    serve(lambda: _load(args, args.model), settings, args.host, args.port, args.alias)
+    serve(lambda: _load(args, args.model, guided=True), settings, args.host, args.port, args.alias)
 
 
 def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> None:
@@ -289,7 +289,7 @@ def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> N
         tool_choice=tool_choice_of(getattr(args, "tool_choice", None)),
         **form,
     )
-    with contextlib.closing(_load(args, name)) as runtime:
+    with contextlib.closing(_load(args, name, guided=bool(tools or form))) as runtime:
         if args.command == "chat" and is_demo(runtime.name):
             print(demo_notice(), file=sys.stderr)
         if getattr(args, "json", False):
@@ -298,7 +298,7 @@ def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> N
             answer_plainly(runtime, request)
 
 
-def _load(args: argparse.Namespace, name: str | None) -> Runtime:
+def _load(args: argparse.Namespace, name: str | None, guided: bool = False) -> Runtime:
     from mlx_qwen35.terminal.loading import chosen_model, load_runtime
 
     if args.debug:
@@ -309,7 +309,9 @@ def _load(args: argparse.Namespace, name: str | None) -> Runtime:
     caches = caches_of(args)
     if getattr(args, "batch", None) is not None:
         caches = replace(caches, max_sequences=args.batch)
-    return load_runtime(chosen_model(name), caches, context=args.context, force=args.force, offline=args.offline)
+    return load_runtime(
+        chosen_model(name), caches, context=args.context, force=args.force, offline=args.offline, guided=guided
+    )
 
 
 def _question(prompt: str | None) -> str:

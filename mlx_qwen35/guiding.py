@@ -53,11 +53,21 @@ class Guides:
         self._spellings: dict[str, Spelling] = {}
         self._lock = threading.RLock()
 
+    def get_ready(self) -> None:
+        """Begin to make, on another thread, what takes long. Python's other threads may stand still meanwhile."""
+        threading.Thread(target=self._make_all, name="guides", daemon=True).start()
+
+    def _make_all(self) -> None:
+        for tag, token in ((CLOSE, self._end), (CALL, self._call)):
+            if token is not None:
+                self._spelling(tag, token)
+        self._compiler()
+
     def guide(self, asked: Guidance, max_tokens: int) -> Guide | None:
         """The guide of one answer; None where everything is allowed. max_tokens: that it can have at most
 
         Raises RequestError for what cannot be compiled, in milliseconds mostly; the first grammar of a process takes
-        seconds.
+        seconds where nobody called `get_ready`.
         """
         answer = self._answer(asked)
         if not asked.in_reasoning or self._end is None:

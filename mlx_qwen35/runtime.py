@@ -127,6 +127,7 @@ class Runtime:
         cache_bytes: int,
         caches: CacheOptions,
         warn: Callable[[str], None],
+        guides: Guides,
     ) -> None:
         self.folder, self.name = folder, name
         self.config = loaded.config
@@ -135,7 +136,7 @@ class Runtime:
         self.template = ChatTemplate.from_folder(folder)
         self.transcript = Transcript(self.tokenizer, self.template)
         self._folding = Folding()
-        self._guides = Guides(tokenizer)
+        self._guides = guides
         self.notes = loaded.notes  # what people should know of how it was loaded
         self._thread, self._closing = thread, threading.RLock()
         self._engine = thread.call(lambda: start_engine(loaded.model, thread, folder, cache_bytes, caches, warn))
@@ -155,20 +156,24 @@ class Runtime:
         progress: Progress | None = None,
         caches: CacheOptions = CacheOptions(),  # noqa: B008 (frozen)
         warn: Callable[[str], None] = warnings.warn,
+        guided: bool = False,
     ) -> Runtime:
         """Load a checkpoint by folder, hub id or short name, downloading it if need be.
 
         context: tokens that the memory plan counts; more than the native ones turn YaRN on (see models/context.py)
         force: load even what does not fit
         caches: what is remembered between requests   warn: takes a line for people, from any thread
+        guided: tools or structured output will be asked for: get ready while weights are read, not at the first request
         Raises UserError: one line that says what is wrong and what to do.
         """
         folder, plan = fetch_if_it_fits(name, context, force, offline, caches.kv_bits)
         tokenizer = _read_tokenizer(folder)
-        thread = MLXThread()
+        guides, thread = Guides(tokenizer), MLXThread()
+        if guided:
+            guides.get_ready()
         try:
             loaded = thread.call(lambda: load_model(folder, progress, context=context))
-            return cls(folder, loaded, tokenizer, thread, name, cache_bytes(plan), caches, warn)
+            return cls(folder, loaded, tokenizer, thread, name, cache_bytes(plan), caches, warn, guides)
         except BaseException:
             thread.close()
             raise

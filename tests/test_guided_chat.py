@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,9 +17,10 @@ import pytest
 import mlx_qwen35
 from mlx_qwen35 import Qwen, Reply
 from mlx_qwen35.chat.constraints import EFFORTS
+from mlx_qwen35.chat.events import Content
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.guiding import CLOSING
-from mlx_qwen35.runtime import ChatRequest
+from mlx_qwen35.runtime import ChatRequest, Runtime
 
 TOOLS = [
     {
@@ -178,3 +182,16 @@ def test_a_session_takes_the_same_options(qwen: Qwen) -> None:
     with qwen.session(choices=["yes", "no"]) as session:
         assert session.chat("Is MLX a library?").content in ("yes", "no")
         assert session.chat("And a number?", choices=None, regex="[0-9]{2}").content.isdigit()
+
+
+def test_what_takes_long_can_be_made_while_weights_are_read(tiny_chat: Path) -> None:
+    """Before anybody asks: `serve` asks for it, since agents begin with tools."""
+    with closing(Runtime.load(str(tiny_chat), guided=True)) as runtime:
+        for thread in threading.enumerate():
+            if thread.name == "guides":
+                thread.join(60)
+        made = runtime._guides._grammars
+        assert made is not None
+        events = list(runtime.chat(ChatRequest([{"role": "user", "content": "Hi"}], choices=["a"], max_tokens=4)))
+        assert runtime._guides._grammars is made
+        assert any(isinstance(event, Content) and event.text == "a" for event in events)

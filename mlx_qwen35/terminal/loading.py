@@ -24,7 +24,13 @@ def chosen_model(name: str | None) -> str:
 
 
 def load_runtime(
-    name: str, caches: CacheOptions, *, context: int | None = None, force: bool = False, offline: bool = False
+    name: str,
+    caches: CacheOptions,
+    *,
+    context: int | None = None,
+    force: bool = False,
+    offline: bool = False,
+    guided: bool = False,
 ) -> Runtime:
     """Load a model, with a bar on stderr where that is a terminal, and remember it as the last used."""
     from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime
@@ -39,6 +45,7 @@ def load_runtime(
             progress=bar,
             caches=caches,
             warn=warn,
+            guided=guided,
         )
     except KeyboardInterrupt:
         bar.stop_loading()
