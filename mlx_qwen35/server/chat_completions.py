@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -10,18 +9,10 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from mlx_qwen35.chat.events import (
-    Content,
-    Event,
-    Finished,
-    Logprobs,
-    Reasoning,
-    ToolCallArguments,
-    ToolCallStart,
-    Usage,
-)
+from mlx_qwen35.chat.events import Event, Finished, FinishReason, Logprobs, Usage
 from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.runtime import ChatRequest
+from mlx_qwen35.server.blocks import Block, Blocks, Grew, Opened, Step
 from mlx_qwen35.server.body import typed
 from mlx_qwen35.server.openai_errors import openai_error
 from mlx_qwen35.server.openai_fields import Count, FoldAt, Shared, answer_options, refuse_unsupported, seeds, usage_json
@@ -137,20 +128,18 @@ class ChatAuthor:
         self._model = served.check_model(body.model)
         self._choices = body.n or 1
         self._tells_logprobs = bool(body.logprobs)
+        self._blocks = [Blocks() for _ in range(self._choices)]
         self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._usages: dict[int, Usage] = {}
 
     def whole(self, replies: Sequence[Reply]) -> Json:
         """The `chat.completion` object."""
-        choices = [
-            {
-                "index": i,
-                "message": _message(reply),
-                "logprobs": self._logprobs(reply.logprobs, reply.reasoning_logprobs),
-                "finish_reason": reply.reason,
-            }
-            for i, reply in enumerate(replies)
-        ]
+        choices = []
+        for i, reply in enumerate(replies):
+            blocks = Blocks.of(reply.events)
+            logprobs = self._logprobs(reply.logprobs, reply.reasoning_logprobs)
+            reason = _reason(reply.reason, blocks)
+            choices.append({"index": i, "message": _message(blocks), "logprobs": logprobs, "finish_reason": reason})
         return self._object("chat.completion", choices) | {"usage": self._usage([reply.usage for reply in replies])}
 
     def begin(self) -> Iterable[Frame]:
@@ -158,11 +147,13 @@ class ChatAuthor:
             yield self._chunk(choice, {"role": "assistant", "content": ""})
 
     def event(self, choice: int, event: Event) -> Iterable[Frame]:
+        blocks = self._blocks[choice]
+        for step in blocks.take(event):
+            if (delta := _delta(step, blocks)) is not None:
+                yield self._chunk(choice, delta, logprobs=self._of_piece(step))
         if isinstance(event, Finished):
             self._usages[choice] = event.usage
-            yield self._chunk(choice, {}, event.reason)
-        elif (delta := _delta(event)) is not None:
-            yield self._chunk(choice, delta, logprobs=self._of_piece(event))
+            yield self._chunk(choice, {}, _reason(event.reason, blocks))
 
     def end(self) -> Iterable[Frame]:
         if self._with_usage:
@@ -178,10 +169,10 @@ class ChatAuthor:
     def _usage(self, usages: list[Usage]) -> Json:
         return usage_json(self._served, usages, self._choices)
 
-    def _of_piece(self, event: Event) -> Json | None:
-        if isinstance(event, Content):
-            return self._logprobs(event.logprobs, ())
-        return self._logprobs((), event.logprobs) if isinstance(event, Reasoning) else None
+    def _of_piece(self, step: Step) -> Json | None:
+        if not isinstance(step, Grew) or step.block.kind == "call":
+            return None
+        return self._logprobs(step.logprobs, ()) if step.block.kind == "text" else self._logprobs((), step.logprobs)
 
     def _logprobs(self, content: Logprobs, reasoning: Logprobs) -> Json | None:
         """reasoning: an addition of ours, under the name that the text has"""
@@ -206,34 +197,36 @@ class ChatAuthor:
         }
 
 
-def _message(reply: Reply) -> Json:
-    message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
-    if reply.reasoning:
-        message["reasoning_content"] = reply.reasoning
-    if reply.tool_calls:
-        message["content"] = reply.content or None
-        message["tool_calls"] = [_call(call) for call in reply.tool_calls]
+def _reason(reason: FinishReason, blocks: Blocks) -> FinishReason:
+    """A call that was cut is one too: its client learns so from arguments that are no whole JSON."""
+    return "tool_calls" if reason == "stop" and blocks.called else reason
+
+
+def _message(blocks: Blocks) -> Json:
+    texts = {kind: "".join(b.text for b in blocks.done if b.kind == kind) for kind in ("text", "thinking")}
+    message: dict[str, Any] = {"role": "assistant", "content": texts["text"], "refusal": None}
+    if texts["thinking"]:
+        message["reasoning_content"] = texts["thinking"]
+    if blocks.called:
+        message["content"] = texts["text"] or None
+        message["tool_calls"] = [_call(block) for block in blocks.done if block.kind == "call"]
     return message
 
 
-def _call(call: Json) -> Json:
-    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-    return {
-        "id": call["id"],
-        "type": "function",
-        "function": {"name": call["function"]["name"], "arguments": arguments},
-    }
+def _call(block: Block) -> Json:
+    return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.text}}
 
 
-def _delta(event: Event) -> Json | None:
-    """What an event adds to the message; None for what the protocol has no words for."""
-    if isinstance(event, Content):
-        return {"content": event.text}
-    if isinstance(event, Reasoning):
-        return {"reasoning_content": event.text}
-    if isinstance(event, ToolCallStart):
-        function = {"name": event.name, "arguments": ""}
-        return {"tool_calls": [{"index": event.index, "id": event.id, "type": "function", "function": function}]}
-    if isinstance(event, ToolCallArguments):
-        return {"tool_calls": [{"index": event.index, "function": {"arguments": event.json}}]}
+def _delta(step: Step, blocks: Blocks) -> Json | None:
+    """What a step adds to the message; None for what the protocol has no words for."""
+    block = step.block
+    if block.kind == "call":
+        index = sum(before.kind == "call" for before in blocks.done[: block.index])
+        if isinstance(step, Opened):
+            function = {"name": block.name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": block.id, "type": "function", "function": function}]}
+        if isinstance(step, Grew):
+            return {"tool_calls": [{"index": index, "function": {"arguments": step.piece}}]}
+    elif isinstance(step, Grew):
+        return {"content" if block.kind == "text" else "reasoning_content": step.piece}
     return None

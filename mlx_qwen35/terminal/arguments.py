@@ -86,7 +86,7 @@ def between(kind: Callable[[str], float], low: float, high: float) -> Callable[[
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text[:40]} is not between {low:g} and {high:g}")
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not between {low:,} and {high:,}")
         return value
 
     return convert

@@ -40,6 +40,7 @@ def complaint(done) -> str:
         (["generate", "hi", "--temperature", "warm"], "--temperature: 'warm' is not a number"),
         (["generate", "hi", "--temperature", "nan"], "--temperature: nan is not between 0 and 100"),
         (["generate", "hi", "--top-p", "2"], "--top-p: 2 is not between 0 and 1"),
+        (["chat", "--context", "99999999"], "--context: 99999999 is not between 1 and 16,777,216"),
         (["generate", "hi", "--top-k", "1.5"], "--top-k: '1.5' is not a number"),
         (["generate", "hi", "--seed"], "--seed: expected one argument"),
         (["convert"], "the following arguments are required: SRC"),

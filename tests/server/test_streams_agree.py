@@ -6,10 +6,11 @@ ends in a call, and text stands between calls.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 import httpx2
@@ -25,7 +26,8 @@ from mlx_qwen35.chat.reply import Gathering
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.server.anthropic_answer import MessageAuthor
 from mlx_qwen35.server.body import typed
-from mlx_qwen35.server.protocol import Author, Json, Refused
+from mlx_qwen35.server.chat_completions import ChatAuthor, ChatBody
+from mlx_qwen35.server.protocol import Author, Json, Refused, Served
 from mlx_qwen35.server.responses import as_text
 from mlx_qwen35.server.responses_answer import ResponseAuthor
 from mlx_qwen35.server.responses_request import ResponsesBody
@@ -47,6 +49,7 @@ CALL = "<tool_call>\n<function=write>\n<parameter=path>\na.txt\n</parameter>\n</
 CUT = "<tool_call>\n<function=write>\n<parameter=path>\na.txt\n</parameter>\n<parameter=text>\nhal"
 TEXTS = st.lists(st.sampled_from([*PIECES, CALL, CALL, CUT, "\n</parameter>\n"]), max_size=14)
 CONTEXT = 4096
+SERVED = Served(cast(Any, None), ("m",), 0)  # who writes an answer asks no runtime
 
 
 @st.composite
@@ -79,14 +82,22 @@ def streamed(author: Author, events: list[Event]) -> str:
     return "".join(map(as_text, frames))
 
 
-def client_of(make: Any, text: str) -> Any:
-    """A real client whose server has this one answer."""
+ANSWER = [""]  # of the clients' server
 
+
+@functools.cache  # to make a client takes far longer than to read an answer
+def client_with_one_answer(make: Any) -> Any:
     def answer(_: Any) -> httpx2.Response:
-        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=text.encode())
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=ANSWER[0].encode())
 
     http = httpx2.Client(transport=httpx2.MockTransport(answer))
     return make(base_url="http://127.0.0.1/v1", api_key="none", http_client=http, max_retries=0)
+
+
+def client_of(make: Any, text: str) -> Any:
+    """A real client whose server has this one answer, until the next call."""
+    ANSWER[0] = text
+    return client_with_one_answer(make)
 
 
 def without(value: Any, *names: str) -> Any:
@@ -98,7 +109,7 @@ def without(value: Any, *names: str) -> Any:
 
 @pytest.mark.parametrize("hides", [False, True])
 def test_an_anthropic_stream_says_what_the_whole_message_says(hides: bool) -> None:
-    @settings(max_examples=150)
+    @settings(max_examples=60)
     @given(answers())
     def property(events: list[Event]) -> None:
         expected = whole(MessageAuthor("m", hides, CONTEXT), events)
@@ -106,6 +117,40 @@ def test_an_anthropic_stream_says_what_the_whole_message_says(hides: bool) -> No
         with client.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "a"}]) as stream:
             message = stream.get_final_message()
         assert without(message.to_dict(), "id", "cache") == without(dict(expected), "id", "cache")
+
+    property()
+
+
+def chat_author() -> ChatAuthor:
+    return ChatAuthor(
+        SERVED, typed({"model": "m", "messages": [{}], "stream_options": {"include_usage": True}}, ChatBody)
+    )
+
+
+def test_a_chat_stream_says_what_the_whole_completion_says() -> None:
+    @settings(max_examples=50)
+    @given(answers())
+    def property(events: list[Event]) -> None:
+        expected = whole(chat_author(), events)
+        client = client_of(openai.OpenAI, streamed(chat_author(), events))
+        deltas, last = [], None
+        for chunk in client.chat.completions.create(model="m", messages=[], stream=True):
+            deltas += [chunk.choices[0].delta] if chunk.choices else []
+            last = chunk.choices[0] if chunk.choices else last
+        message = expected["choices"][0]["message"]
+        assert "".join(delta.content or "" for delta in deltas) == (message["content"] or "")
+        thoughts = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+        assert thoughts == message.get("reasoning_content", "")
+        calls: list[dict[str, Any]] = []
+        for piece in (piece for delta in deltas for piece in delta.tool_calls or ()):
+            if piece.id:
+                assert piece.index == len(calls)
+                calls.append({"id": piece.id, "name": piece.function.name, "arguments": ""})
+            calls[piece.index]["arguments"] += piece.function.arguments
+        told = [{"id": call["id"], **call["function"]} for call in message.get("tool_calls", ())]
+        assert without(calls, "id") == without(told, "id")
+        assert last is not None
+        assert last.finish_reason == expected["choices"][0]["finish_reason"]
 
     property()
 
@@ -128,7 +173,7 @@ FORMS = [
 def test_a_responses_stream_says_what_the_whole_response_says(body: dict[str, Any]) -> None:
     made = ("id", "created_at", "completed_at", "parsed_arguments", "parsed", "item_id")
 
-    @settings(max_examples=120)
+    @settings(max_examples=50)
     @given(answers())
     def property(events: list[Event]) -> None:
         expected = whole(response_author(**body), events)
@@ -169,6 +214,11 @@ def test_a_cut_call_keeps_what_was_whole_of_it_and_is_not_said_again() -> None:
         {"type": "tool_use", "name": "write", "input": {"path": "a.txt"}},
     ]
     assert message["stop_reason"] == "max_tokens"
+    (choice,) = whole(chat_author(), events)["choices"]
+    assert choice["message"]["content"] == "Look."
+    assert choice["finish_reason"] == "length"
+    with pytest.raises(ValueError):
+        json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])
     response = whole(response_author(), events)
     assert [item["type"] for item in response["output"]] == ["message", "function_call"]
     assert response["output"][1]["status"] == "incomplete"
