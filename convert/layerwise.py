@@ -12,9 +12,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_qwen35.models import off_metal
 from mlx_qwen35.models.config import ModelConfig
+from mlx_qwen35.models.layers import module_at
 from mlx_qwen35.models.model import DecoderLayer
 from mlx_qwen35.models.tensor_names import Recipe
-from mlx_qwen35.models.weights import Survey, TensorReader, _as_parameter, module_at, survey
+from mlx_qwen35.models.weights import Survey, TensorReader, _as_parameter, survey
 
 Read = Callable[[Recipe], mx.array]
 TRUNK = "language_model.model."

@@ -9,6 +9,8 @@ SHARED_SECONDS = 0.1  # a step's prefill while others wait for their next token
 ALONE_SECONDS = 0.5  # and while nobody does; a request that arrives meanwhile waits that long
 MULTIPLE = 32  # tokens; windows are whole chunks of the delta rule, where the device is fast enough
 SMALLEST = 8  # tokens, where it is not
+# While nobody waits. A step costs something whatever it holds, and windows that shrink are measured by that.
+SMALLEST_ALONE = 64
 FIRST_WINDOW = 256  # tokens, before anything was measured
 NEW_WEIGHT = 0.3  # of a new measurement in the running mean; costs grow slowly, with the context
 
@@ -51,7 +53,8 @@ class Pacer:
         else:
             wanted = int((SHARED_SECONDS if shared else ALONE_SECONDS) / self._token_seconds)
         wanted = min(wanted, self._largest)
-        return wanted // MULTIPLE * MULTIPLE if wanted >= MULTIPLE else max(SMALLEST, wanted)
+        wanted = max(wanted, SMALLEST if shared else min(SMALLEST_ALONE, self._largest))
+        return wanted // MULTIPLE * MULTIPLE if wanted >= MULTIPLE else wanted
 
     def share(self, rows: Sequence[P], shared: bool, now: float) -> list[tuple[P, int]]:
         """Rows and their tokens of the next step's prefill.

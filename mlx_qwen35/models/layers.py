@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -81,3 +82,11 @@ class MLP(nn.Module):
         """x: [..., C] -> [..., C]"""
         gate, up = (c.cut(self.width) for c in project(self, self.JOINED, x))
         return self.down_proj(swiglu(gate, up)).reshape(x.shape)
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """The part of a network at a path of names and numbers, such as `language_model.model.layers.0`."""
+    part: Any = root
+    for name in path.split("."):
+        part = part[int(name)] if isinstance(part, list) else part[name]
+    return part

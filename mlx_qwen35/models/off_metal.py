@@ -8,7 +8,8 @@ where that costs less than the packed matmul.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +19,7 @@ from mlx.utils import tree_unflatten
 from mlx_qwen35.hub.headers import TensorEntry
 from mlx_qwen35.hub.memory import loaded_tensors, weights_as_loaded
 from mlx_qwen35.metal_kernels.expert_mlp import swiglu
-from mlx_qwen35.models.layers import CausalConv
+from mlx_qwen35.models.layers import CausalConv, module_at
 from mlx_qwen35.models.moe import Experts, QuantizedExpertLinear
 
 UNPACK_FROM = 3  # rows; measured break-even of unpacking + sgemm against quantized matmul
@@ -28,19 +29,22 @@ Packed = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
 
 
 def prepare(model: nn.Module) -> None:
-    """Swap modules for ones that compute in float32, in place; weights of small models become dense float32."""
+    """Swap modules for ones that compute in float32, in place; weights of small models become dense float32.
+
+    One module at a time, so that what it was and what it becomes are both held for that one only.
+    """
     dense = float32_bytes(model) <= DENSE_LIMIT
-    swaps: list[tuple[str, nn.Module]] = []
-    for path, module in model.named_modules():
-        if isinstance(module, CausalConv):
-            swaps.append((path, ShiftedConv(module)))
-        elif isinstance(module, Experts):
-            swaps.append((path, GroupedExperts(module, dense)))
-        elif isinstance(module, (nn.Linear, nn.QuantizedLinear)):
-            swaps.append((path, Float32Linear(module, dense)))
-        elif isinstance(module, (nn.Embedding, nn.QuantizedEmbedding)):
-            swaps.append((path, Float32Embedding(module, dense)))
-    model.update_modules(tree_unflatten(swaps))
+    swaps: dict[type | tuple[type, ...], Callable[[Any], nn.Module]] = {
+        CausalConv: ShiftedConv,
+        Experts: partial(GroupedExperts, dense=dense),
+        (nn.Linear, nn.QuantizedLinear): partial(Float32Linear, dense=dense),
+        (nn.Embedding, nn.QuantizedEmbedding): partial(Float32Embedding, dense=dense),
+    }
+    modules = model.named_modules()
+    for path, make in [(p, make) for p, module in modules for kind, make in swaps.items() if isinstance(module, kind)]:
+        made = make(module_at(model, path))
+        mx.eval(made.parameters())
+        model.update_modules(tree_unflatten([(path, made)]))
     mx.eval(model.parameters())
 
 
@@ -220,6 +224,9 @@ def _multiply_by_planes(
 
 def planned_bytes(tensors: Mapping[str, TensorEntry]) -> int:
     """What a checkpoint's weights will occupy here, from its headers, for the memory plan."""
-    # U32 holds packed weights; at the usual 4 bits, eight in each.
-    float32 = sum(t.elements * 4 * (8 if t.dtype == "U32" else 1) for t in loaded_tensors(tensors))
-    return float32 if float32 <= DENSE_LIMIT else weights_as_loaded(tensors)
+    # U32 holds packed weights; at the usual 4 bits, eight in each. Scales are gone where they are unpacked, and in
+    # float32 where they are not.
+    scales = sum(t.nbytes for name, t in tensors.items() if name.endswith((".scales", ".biases")) and t.dtype != "U8")
+    rest = loaded_tensors({name: t for name, t in tensors.items() if not name.endswith((".scales", ".biases"))})
+    float32 = sum(t.elements * 4 * (8 if t.dtype == "U32" else 1) for t in rest)
+    return float32 if float32 <= DENSE_LIMIT else weights_as_loaded(tensors) + scales

@@ -23,6 +23,7 @@ from mlx_qwen35.models import activations, norms, off_metal
 from mlx_qwen35.models.config import ModelConfig, Quantization, read_config
 from mlx_qwen35.models.context import with_context
 from mlx_qwen35.models.joined import join
+from mlx_qwen35.models.layers import module_at
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.tensor_names import Recipe, TensorPlan, is_zero_centred_norm, made_shape, plan_tensors
 
@@ -238,14 +239,6 @@ def _as_parameter(target: str, value: mx.array, conventions: norms.Conventions) 
     if target.endswith((".A_log", ".dt_bias", "linear_attn.norm.weight")):
         return value.astype(mx.float32)
     return value
-
-
-def module_at(root: nn.Module, path: str) -> nn.Module:
-    """The part of a network at a path of names and numbers, such as `language_model.model.layers.0`."""
-    part: Any = root
-    for name in path.split("."):
-        part = part[int(name)] if isinstance(part, list) else part[name]
-    return part
 
 
 def _by_layer(recipes: Mapping[str, Recipe]) -> dict[str, list[str]]:

@@ -46,6 +46,17 @@ def test_a_step_never_outgrows_its_memory_nor_shrinks_to_nothing() -> None:
     assert pacer(1).tokens(shared=True) == SMALLEST
 
 
+def test_one_slow_moment_does_not_leave_a_prompt_in_crumbs() -> None:
+    """A step takes a tenth of a second whatever it holds, and a millisecond for a token; once it took half a minute."""
+    learned, sizes = Pacer(1024), []
+    learned.observe(256, 30.0)
+    for _ in range(40):
+        sizes.append(learned.tokens(shared=False))
+        learned.observe(sizes[-1], 0.1 + 0.001 * sizes[-1])
+    assert min(sizes) >= 64
+    assert sizes[-1] >= 384  # half a second holds 400
+
+
 def test_the_cost_of_decoding_beside_is_not_counted_as_prefill() -> None:
     learned = Pacer(1 << 20)
     for _ in range(50):
