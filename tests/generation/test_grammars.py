@@ -15,7 +15,7 @@ from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.grammars import CACHED, Either, Grammar, Grammars, Vocabulary
 from mlx_qwen35.generation.guides import Guide, Mask, bits_of, constrain
-from tests.support.real_tokenizer import folder
+from tests.support.real_grammars import real_grammars, real_tokenizer
 from tests.support.wide import ROWS
 
 SCHEMA = {
@@ -28,12 +28,12 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_folder(folder())
+    return real_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def grammars(tokenizer: Tokenizer) -> Grammars:
-    return Grammars(Vocabulary(tokenizer.pieces(), tokenizer.named_ids, tokenizer.stop_ids, tokenizer.encode))
+def grammars() -> Grammars:
+    return real_grammars()
 
 
 def schema(value: Any) -> Grammar:

@@ -11,18 +11,18 @@ from mlx_qwen35.chat.parser import OutputParser
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.chat.tool_grammar import call_grammar, functions_of
 from mlx_qwen35.errors import RequestError
-from mlx_qwen35.generation.grammars import WHITESPACE, Grammar, Grammars, Vocabulary
-from tests.support.real_tokenizer import folder
+from mlx_qwen35.generation.grammars import WHITESPACE, Grammar, Grammars
+from tests.support.real_grammars import real_grammars, real_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_folder(folder())
+    return real_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def grammars(tokenizer: Tokenizer) -> Grammars:
-    return Grammars(Vocabulary(tokenizer.pieces(), tokenizer.named_ids, tokenizer.stop_ids, tokenizer.encode))
+def grammars() -> Grammars:
+    return real_grammars()
 
 
 def tool(name: str = "write", required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
