@@ -23,6 +23,9 @@ from mlx_qwen35.models.layers import CausalConv, module_at
 from mlx_qwen35.models.moe import Experts, QuantizedExpertLinear
 
 UNPACK_FROM = 3  # rows; measured break-even of unpacking + sgemm against quantized matmul
+# Multiply-adds of a window's rows with one matrix each; measured break-even of one row at a time, in one operation,
+# against one operation for each expert, which reads a matrix once for all of its rows.
+ROW_BY_ROW = 4 << 20
 DENSE_LIMIT = 4 << 30  # bytes; up to this size in float32, weights are dequantized once
 
 Packed = nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedExpertLinear
@@ -96,7 +99,9 @@ class Matrix(nn.Module):
         return x @ self.rows_of(expert).T
 
     def gather(self, x: mx.array, experts: mx.array) -> mx.array:
-        """One packed matrix of the stack for each of `experts` [N, K]; x: [N, 1 or K, 1, in] -> [N, K, 1, out]"""
+        """One matrix of the stack for each of `experts` [N, K]; x: [N, 1 or K, 1, in] -> [N, K, 1, out]"""
+        if not self._packing:
+            return mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=experts)
         w, scales, biases = self._packed(None)
         return mx.gather_qmm(x, w, scales, biases, rhs_indices=experts, transpose=True, **self._packing)
 
@@ -151,7 +156,7 @@ class GroupedExperts(nn.Module):
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
         """x: [..., C]   chosen: [..., K] -> [..., K, C]"""
         K = chosen.shape[-1]
-        if self.gate_proj.is_packed and x.size // x.shape[-1] < UNPACK_FROM:
+        if self._are_few(x.size // x.shape[-1], K):
             return self._gathered(x, chosen)
         flat = chosen.flatten()
         order = mx.argsort(flat)
@@ -162,8 +167,15 @@ class GroupedExperts(nn.Module):
             start += count
         return mx.concatenate(outputs)[mx.argsort(order)].reshape(*chosen.shape, -1)
 
+    def _are_few(self, tokens: int, K: int) -> bool:
+        if self.gate_proj.is_packed:
+            return tokens < UNPACK_FROM
+        weight = self.gate_proj.weight
+        _, inner, outer = weight.shape
+        return not self.fixed_rows and weight.dtype == mx.float32 and tokens * K * inner * outer <= ROW_BY_ROW
+
     def _gathered(self, x: mx.array, chosen: mx.array) -> mx.array:
-        """Few tokens seldom share an expert, so nothing is gained by looking at who chose which."""
+        """Few tokens seldom share an expert, so little is gained by looking at who chose which, and that waits."""
         rows, experts = x.reshape(-1, 1, 1, x.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
         hidden = swiglu(self.gate_proj.gather(rows, experts), self.up_proj.gather(rows, experts))
         return self.down_proj.gather(hidden, experts).reshape(*chosen.shape, -1)
