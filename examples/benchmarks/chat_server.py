@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 START_SECONDS, ANSWER_SECONDS = 120, 600
 
 
@@ -22,7 +24,8 @@ class PeerError(Exception):
 
 @dataclass
 class PeerAnswer:
-    """One streamed answer. first_seconds: from the request until the first piece of any kind arrived."""
+    """One streamed answer. first_seconds: from the request until the first piece of any kind arrived; first_cpu: what
+    the server's process computed in that time"""
 
     reasoning: str = ""
     content: str = ""
@@ -31,6 +34,7 @@ class PeerAnswer:
     cached_tokens: int = 0
     completion_tokens: int = 0
     first_seconds: float = 0.0
+    first_cpu: float = 0.0
 
 
 class ChatServer:
@@ -83,11 +87,16 @@ class ChatServer:
         finally:
             connection.close()
 
+    def cpu_seconds(self) -> float:
+        """Of its process so far, to the hundredth."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
     def chat(self, body: Mapping[str, Any]) -> PeerAnswer:
         """One answer to the body of a chat completion, streamed. Raises PeerError."""
         text = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
-        answer, started = PeerAnswer(), time.perf_counter()
+        answer, started = PeerAnswer(), (time.perf_counter(), self.cpu_seconds())
         try:
             connection.request("POST", "/v1/chat/completions", text, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -109,8 +118,7 @@ class ChatServer:
         except (OSError, PeerError):
             return False
 
-    @staticmethod
-    def _read(response: http.client.HTTPResponse, answer: PeerAnswer, started: float) -> None:
+    def _read(self, response: http.client.HTTPResponse, answer: PeerAnswer, started: tuple[float, float]) -> None:
         """Fill `answer` from the events of the stream; comments between them tell of the prefill only."""
         calls: dict[int, list[str]] = {}  # by index: name, and arguments, whole or piece by piece
         while line := response.readline():
@@ -121,8 +129,9 @@ class ChatServer:
                 delta = choice["delta"]
                 reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
                 content, made = delta.get("content") or "", delta.get("tool_calls") or []
-                if reasoning or content or made:  # a role alone is no piece
-                    answer.first_seconds = answer.first_seconds or time.perf_counter() - started
+                if (reasoning or content or made) and not answer.first_seconds:  # a role alone is no piece
+                    answer.first_seconds = time.perf_counter() - started[0]
+                    answer.first_cpu = self.cpu_seconds() - started[1]
                 answer.reasoning += reasoning
                 answer.content += content
                 for call in made:
