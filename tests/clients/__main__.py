@@ -1,7 +1,7 @@
 """Runs real clients against our server and `mlx_lm.server`.
 
 python -m tests.clients                     all of them; writes the README's table
-python -m tests.clients llm litellm         these only; the table stays
+python -m tests.clients llm litellm         these only; the table keeps what earlier runs said of the others
 python -m tests.clients llm --side ours     against one server
 """
 
@@ -13,7 +13,7 @@ import sys
 import time
 
 from tests.clients import report
-from tests.clients.checkpoints import write_demo
+from tests.clients.checkpoints import write_agents_puppet, write_demo
 from tests.clients.installing import InstallError, cache_folder, install
 from tests.clients.running import Outcome, run
 from tests.clients.servers import SIDES, Servers
@@ -33,9 +33,9 @@ def main() -> int:
     sides = tuple(args.side or SIDES)
     started = time.monotonic()
     results = _run_all(chosen, sides)
-    report.write_json(results, cache_folder() / "results.json")
-    if len(chosen) == len(known) and sides == SIDES:
-        report.write_readme(chosen, results)
+    rows = report.keep(chosen, results, cache_folder() / "results.json")
+    if (shown := report.table(known, rows)) is not None:
+        report.write_readme(shown)
     ours = [outcome for row in results.values() for side, outcome in row.items() if side == "ours"]
     passed, of = sum(outcome.passed for outcome in ours), sum(len(outcome.failures) for outcome in ours)
     print(
@@ -50,7 +50,7 @@ def _run_all(clients: list[Client], sides: tuple[str, ...]) -> report.Results:
     work = cache_folder() / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    with Servers({"demo": write_demo}, work) as servers:
+    with Servers({"demo": write_demo, "puppet": write_agents_puppet}, work) as servers:
         for client in clients:
             try:
                 installed = install(client)

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.clients.checkpoints import DONE, NOTE, NOTE_FILE
 from tests.clients.servers import MODEL_NAME
 from tests.clients.table import FOLDER, Client
 
@@ -39,12 +40,14 @@ def run(client: Client, installed: Path, url: str, work: Path) -> Outcome:
     sessions = installed / "sessions"
     shutil.copytree(FOLDER / "sessions", sessions, dirs_exist_ok=True)
     start = time.monotonic()
-    output, error, timed_out = _child(client, installed, _environment(installed, home, url), started_in)
+    task = {"TASK": f"Write the note about the {client.word}."} if client.word else {}
+    output, error, timed_out = _child(client, installed, _environment(installed, home, url) | task, started_in)
     (work / "stdout.txt").write_text(output)
     (work / "stderr.txt").write_text(error)
     last = (error.strip().splitlines() or ["nothing on stderr"])[-1][:300]
     why = f"not done within {client.seconds} s" if timed_out else f"the session ended early: {last}"
-    failures = dict.fromkeys(client.expected, why) | _reported(output)
+    failures = dict.fromkeys(client.expected, why)
+    failures |= _judged(client, started_in, output, error) if client.word else _reported(output)
     if extra := set(failures) - set(client.expected):
         raise ValueError(f"{client.session} reports {', '.join(sorted(extra))}, which clients.toml does not name")
     return Outcome(failures, round(time.monotonic() - start, 1), timed_out)
@@ -83,6 +86,18 @@ def _child(client: Client, installed: Path, environment: dict[str, str], folder:
         output, error = child.communicate()
         timed_out = True
     return output, error, timed_out
+
+
+def _judged(client: Client, project: Path, output: str, error: str) -> dict[str, str]:
+    """What an agent program did and said. It reports nothing by itself."""
+    note = project / NOTE_FILE
+    written = note.read_text().strip() if note.is_file() else None
+    last = " ".join((output.strip() or error.strip())[-300:].split()) or "nothing"
+    failures = {
+        "file": "" if written == NOTE else f"{NOTE_FILE} has {written!r}; the program said: {last}",
+        "answer": "" if DONE in output else f"the program said: {last}",
+    }
+    return {check: failures[check] for check in client.checks}
 
 
 def _reported(output: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ SIDES = ("ours", "mlx_lm.server")
 
 
 def our_server(checkpoint: Path, log: Path) -> ChatServer:
-    """`mlx-qwen35 serve`, with nothing kept on disk between runs."""
-    options = ["--alias", MODEL_NAME, "--disk", "none", "--context", "65536"]
+    """`mlx-qwen35 serve`, with nothing kept on disk between runs, and all the context that was trained."""
+    context = json.loads((checkpoint / "config.json").read_text())["text_config"]["max_position_embeddings"]
+    options = ["--alias", MODEL_NAME, "--disk", "none", "--context", str(context)]
     return ChatServer([sys.executable, "-m", "mlx_qwen35", "serve", str(checkpoint), *options], log)
 
 

@@ -23,6 +23,8 @@ Context = tuple[str, tuple[int, ...]]  # voice word; last token, the ones before
 class Voice:
     """One reply. `word` in the text chooses it; `{topic}` and `{name}` stand for words, a space before each.
 
+    word: a word with a space before it, or an added token such as <tool_response>
+
     respelled: pieces of text that are sampled one by one where the tokenizer would make one token of them all, as
     models now and then do: such a reply comes back in other ids when its text is tokenised again.
     """
@@ -34,7 +36,7 @@ class Voice:
 
 
 class Script:
-    """All that a puppet can say. Topics, names and voice words are single tokens with a space before them.
+    """All that a puppet can say. Topics, names and voice words are single tokens, words with a space before them.
 
     ValueError where they are not, or where one context would have to be followed by two different tokens.
     """
@@ -78,7 +80,7 @@ class Script:
         return [part for token in ids for part in (apart if token == whole[0] else [token])]
 
     def _single(self, word: str) -> int:
-        ids = self.tokenizer.encode(f" {word}")
+        ids = self.tokenizer.encode(word if word.startswith("<") else f" {word}")
         if len(ids) != 1:
             raise ValueError(f"{word!r} is {len(ids)} tokens; a puppet's words are single ones")
         return ids[0]

@@ -15,6 +15,11 @@ os.environ["LLM_USER_PATH"] = str(folder)
   model_name: {checks.MODEL}
   api_base: {checks.V1}
   supports_tools: true
+- model_id: responses
+  model_name: {checks.MODEL}
+  api_base: {checks.V1}
+  supports_tools: true
+  responses: true
   reasoning: true
 """)
 called = []
@@ -32,14 +37,17 @@ def chat(stream):
     same_text("".join(response), checks.ANSWER)
 
 
-@whole_and_streamed
-def tools(stream):
+def calls_a_tool(stream, model, **options):
     called.clear()
-    model = llm.get_model("local")
-    chain = model.chain(checks.WEATHER, tools=[get_weather], stream=stream, options={"temperature": 0})
+    chain = llm.get_model(model).chain(checks.WEATHER, tools=[get_weather], stream=stream, options=options)
     text = "".join(chain)
     same("called with", called, [checks.ARGUMENTS])
     same_text(text, checks.REPORT)
+
+
+@whole_and_streamed
+def tools(stream):
+    calls_a_tool(stream, "local", temperature=0)
 
 
 @whole_and_streamed
@@ -47,3 +55,13 @@ def usage(stream):
     response = llm.get_model("local").prompt(checks.QUESTION, stream=stream, temperature=0)
     used = response.usage()
     return counted(used.input, used.output)
+
+
+@whole_and_streamed
+def responses(stream):
+    """The one of its two protocols in which it has a place for reasoning."""
+    calls_a_tool(stream, "responses")
+    response = llm.get_model("responses").prompt(checks.SUM, stream=stream, reasoning_effort="low")
+    events = list(response.stream_events())
+    same_text("".join(event.chunk for event in events if event.type == "reasoning"), checks.THOUGHT)
+    same_text("".join(event.chunk for event in events if event.type == "text"), checks.SUM_ANSWER)

@@ -37,6 +37,12 @@ def chat(stream):
 
 
 @whole_and_streamed
+def thinking(stream):
+    """It has no place for reasoning; the answer must not have it either."""
+    same_text(ask(stream, checks.SUM, **THINKS).content, checks.SUM_ANSWER)
+
+
+@whole_and_streamed
 def usage(stream):
     used = ask(stream, checks.QUESTION).token_usage
     return counted(used.input_tokens, used.output_tokens)
