@@ -13,11 +13,12 @@ import sys
 import time
 
 from tests.clients import report
-from tests.clients.checkpoints import write_agents_puppet, write_demo
+from tests.clients.agents_puppet import write_agents_puppet
 from tests.clients.installing import InstallError, cache_folder, install
 from tests.clients.running import Outcome, run
 from tests.clients.servers import SIDES, Servers
 from tests.clients.table import Client, read_clients
+from tests.support.float32 import write_float32_demo
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def _run_all(clients: list[Client], sides: tuple[str, ...]) -> report.Results:
     work = cache_folder() / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    with Servers({"demo": write_demo, "puppet": write_agents_puppet}, work) as servers:
+    with Servers({"demo": write_float32_demo, "puppet": write_agents_puppet}, work) as servers:
         for client in clients:
             try:
                 installed = install(client)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.clients.checkpoints import DONE, NOTE, NOTE_FILE
+from tests.clients.agents_puppet import DONE, NOTE, NOTE_FILE
 from tests.clients.servers import MODEL_NAME
 from tests.clients.table import FOLDER, Client
 

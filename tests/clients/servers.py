@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from examples.benchmarks.chat_server import ChatServer
 from examples.benchmarks.mlx_lm_server import MlxLmServer
+from examples.benchmarks.our_server import OurServer
 
 MODEL_NAME = "default_model"  # the one name that mlx_lm.server does not look up on the hub
 SIDES = ("ours", "mlx_lm.server")
 
 
-def our_server(checkpoint: Path, log: Path) -> ChatServer:
-    """`mlx-qwen35 serve`, with nothing kept on disk between runs, and all the context that was trained."""
+def our_server(checkpoint: Path, log: Path) -> OurServer:
+    """`mlx-qwen35 serve` with all the context that the checkpoint was trained with."""
     context = json.loads((checkpoint / "config.json").read_text())["text_config"]["max_position_embeddings"]
-    options = ["--alias", MODEL_NAME, "--disk", "none", "--context", str(context)]
-    return ChatServer([sys.executable, "-m", "mlx_qwen35", "serve", str(checkpoint), *options], log)
+    return OurServer(str(checkpoint), log, "--alias", MODEL_NAME, "--context", str(context))
 
 
 MAKE: dict[str, Callable[[Path, Path], ChatServer]] = {"ours": our_server, "mlx_lm.server": MlxLmServer}
 
 
 class Servers:
-    """`with Servers({"demo": write_demo}, folder) as servers: servers.url("ours", "demo")`; one at a time a side.
+    """`with Servers({"demo": write_float32_demo}, folder) as servers: servers.url("ours", "demo")`; one at a time a side.
 
     write: by the names that clients.toml gives checkpoints, what writes them into a folder, which is not there yet.
     folder: takes them and the servers' logs

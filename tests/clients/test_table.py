@@ -6,7 +6,7 @@ import pytest
 
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from tests.clients import report
-from tests.clients.checkpoints import agents_script
+from tests.clients.agents_puppet import agents_script
 from tests.clients.table import FOLDER, Client, read_clients
 from tests.support import real_tokenizer
 
