@@ -24,10 +24,10 @@ MAKE: dict[str, Callable[[Path, Path], ChatServer]] = {"ours": our_server, "mlx_
 
 
 class Servers:
-    """`with Servers({"demo": write_float32_demo}, folder) as servers: servers.url("ours", "demo")`; one at a time a side.
+    """`with Servers({"demo": write}, folder) as servers: servers.url("ours", "demo")`; one at a time a side.
 
-    write: by the names that clients.toml gives checkpoints, what writes them into a folder, which is not there yet.
-    folder: takes them and the servers' logs
+    write: for each checkpoint's name, what writes it into a folder that is not there yet
+    folder: takes checkpoints and the servers' logs
     """
 
     def __init__(self, write: dict[str, Callable[[Path], Path]], folder: Path) -> None:
