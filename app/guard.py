@@ -6,14 +6,14 @@ request), and model output can hold images whose addresses leak text. Knows noth
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import secrets
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlx_qwen35.loopback import is_loopback, is_same_origin, name_of
 
 # Inline styles are how Gradio lays out; inline script runs with this response's nonce only, which no answer can know.
 POLICY = (
@@ -30,16 +30,6 @@ HEADERS = {
 # Gradio's own social-media cards name pages and pictures elsewhere.
 SOCIAL_CARD = re.compile(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>')
 SCRIPT = re.compile(r"<script(?=[\s>])")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address without a port, is this computer and nothing else."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class LoopbackGuard:
@@ -66,13 +56,9 @@ class LoopbackGuard:
 
 def refused(host: str, origin: str | None) -> str:
     """Why a request is refused, or "". Any port will do, since a tunnel may lead here from another one."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        name = ""
-    if not is_loopback(name):
+    if not is_loopback(name_of(host)):
         return "This page answers on this computer only: open it as http://127.0.0.1 or http://localhost.\n"
-    if origin is not None and origin.lower() != f"http://{host}".lower():
+    if origin is not None and not is_same_origin(origin, host):
         return "This page takes no requests from other pages.\n"
     return ""
 

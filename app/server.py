@@ -79,7 +79,7 @@ class _Loading:
 
 def bind(host: str, port: int | None) -> socket.socket:
     """A listening socket on a loopback address. Raises ConfigError, before any model is loaded."""
-    from mlx_qwen35.app.guard import is_loopback
+    from mlx_qwen35.loopback import is_loopback
 
     if not is_loopback(host):
         raise ConfigError(

@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.chat import presets
@@ -43,75 +42,11 @@ from mlx_qwen35.hub.jsonfile import read_json
 from mlx_qwen35.models.config import ModelConfig, read_config
 from mlx_qwen35.models.fit import cache_bytes, fetch_if_it_fits
 from mlx_qwen35.models.weights import LoadedModel, Progress, load_model
-from mlx_qwen35.options import GREEDY, USUAL_CONTEXT, CacheOptions, Draft, Sampling
+from mlx_qwen35.options import GREEDY, USUAL_CONTEXT, CacheOptions, Sampling
+from mlx_qwen35.requests import ChatRequest, TextRequest
 from mlx_qwen35.running import Prepared, Running
 
 USUAL_ANSWER = 32_768  # tokens; what the model cards advise for most questions
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """One question to the model, with the conversation before it.
-
-    messages: OpenAI form, `{"role": ..., "content": ...}`   tools: OpenAI form
-    enable_thinking: None leaves it to the checkpoint's template
-    thinking_budget: tokens of thinking, after which the block is closed; 0 is thinking off
-    reasoning_effort: a name of `chat.constraints.EFFORTS`, which stands for a budget
-    tool_choice: "auto", "none", "required", or the one tool to call, in OpenAI's form
-    parallel_tool_calls: whether one answer may make several calls
-    preset: a name of `chat.presets`; by default the one that fits thinking on or off
-    sampling: what to change of it, by the names of `options.Sampling`
-    max_tokens: of the answer, thinking included; by default 32,768 or what the context has room for
-    stop: strings that end the answer (in content, not in reasoning)
-    fold_at: tokens of prompt beyond which older turns are summarised, see chat/folding.py; None never does
-    response_format: OpenAI's: "json_schema", "json_object" or "text"   regex: that the whole answer matches
-    choices: texts, one of which is the answer   grammar: of the answer, in llguidance's kind of Lark
-    draft: tokens guessed ahead, as in `options.CacheOptions`, which None leaves it to
-    logprobs: tell each token's log-probability, and of so many of the likeliest in its place, 0 to 20; None tells none
-    """
-
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None = None
-    enable_thinking: bool | None = None
-    preset: str | None = None
-    sampling: Mapping[str, float] = field(default_factory=dict)
-    max_tokens: int | None = None
-    stop: Sequence[str] = ()
-    seed: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    fold_at: int | None = None
-    thinking_budget: int | None = None
-    reasoning_effort: str | None = None
-    tool_choice: str | Mapping[str, Any] | None = None
-    parallel_tool_calls: bool = True
-    response_format: Mapping[str, Any] | None = None
-    regex: str | None = None
-    choices: Sequence[str] | None = None
-    grammar: str | None = None
-    draft: Draft | None = None
-    logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class TextRequest:
-    """A text to go on with, as it stands: no template, no parsing. The options are those of `ChatRequest`.
-
-    prompt: text, or token ids
-    """
-
-    prompt: str | Sequence[int]
-    preset: str | None = None
-    sampling: Mapping[str, float] = field(default_factory=dict)
-    max_tokens: int | None = None
-    stop: Sequence[str] = ()
-    seed: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    response_format: Mapping[str, Any] | None = None
-    regex: str | None = None
-    choices: Sequence[str] | None = None
-    grammar: str | None = None
-    draft: Draft | None = None
-    logprobs: int | None = None
 
 
 class Runtime:

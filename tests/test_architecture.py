@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each layer may import itself and what stands before it.
 LAYERS = [
-    "errors options blas columns",
+    "errors options blas columns loopback requests",
     "hub chat",
     "metal_kernels",
     "caches",
@@ -30,7 +30,7 @@ LAYERS = [
     "terminal app server",
     "cli",
 ]
-WITHOUT_MLX = ("hub", "chat", "errors", "options", "blas", "columns")
+WITHOUT_MLX = ("hub", "chat", "errors", "options", "blas", "columns", "loopback", "requests")
 NEVER = {"torch", "cv2", "transformers", "convert", "app", "metal_kernels"}
 
 

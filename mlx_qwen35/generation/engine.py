@@ -15,8 +15,9 @@ from typing import TypeVar
 import mlx.core as mx
 
 from mlx_qwen35.caches.prefix_store import PrefixStore
-from mlx_qwen35.errors import BusyError, CheckpointError, RequestError, TooLongError
+from mlx_qwen35.errors import BusyError, CheckpointError, RequestError
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes
+from mlx_qwen35.generation.checks import check
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.pacing import Pacer
 from mlx_qwen35.generation.places import Limits, Places
@@ -27,9 +28,8 @@ from mlx_qwen35.generation.speculation import Speculation
 from mlx_qwen35.generation.stats import Counters, Stats
 from mlx_qwen35.generation.stepping import Drawn, Launcher, Step
 from mlx_qwen35.hub.memory import prefill_window
-from mlx_qwen35.models.context import room
 from mlx_qwen35.models.model import Model
-from mlx_qwen35.options import DRAFT_VALUES, KV_BITS, MOST_LOGPROBS, Draft, is_draft
+from mlx_qwen35.options import Draft
 
 T = TypeVar("T")
 # A step that begins while the last one runs copies the KV buffers which that one still reads: MLX writes in place only
@@ -74,7 +74,7 @@ class Engine:
 
         Raises RequestError when the prompt is empty or leaves no room in the context, or when too many are waiting.
         """
-        self._check(request)
+        check(request, self._model.config)
         line = Line()
         with self._lock:
             if len(self._arrivals) + len(self._places.waiting) >= self._limits.max_waiting:
@@ -88,25 +88,6 @@ class Engine:
         if start and not self._thread.post(self._turn):
             raise BusyError("The model was closed.")
         return line
-
-    def _check(self, request: Request) -> None:
-        if not request.ids:
-            raise RequestError("The prompt is empty; give at least one token.")
-        if not 0 <= min(request.ids) <= max(request.ids) < self._model.config.vocab_size:
-            raise RequestError(
-                f"The prompt has an id outside the vocabulary (0 to {self._model.config.vocab_size - 1})."
-            )
-        context = self._model.config.max_context
-        if len(request.ids) >= context:
-            raise TooLongError(f"The prompt has {len(request.ids):,} tokens; {room(self._model.config)}.")
-        if request.max_tokens < 1:
-            raise RequestError(f"max_tokens is {request.max_tokens}; it should be at least 1.")
-        if request.draft is not None and not is_draft(request.draft):
-            raise RequestError(f"draft is {request.draft!r:.40}; it should be {DRAFT_VALUES}.")
-        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
-            raise RequestError(f"logprobs is {request.logprobs}; it should be between 0 and {MOST_LOGPROBS}.")
-        if request.kv_bits not in KV_BITS:
-            raise RequestError(f"kv_bits is {request.kv_bits}; it should be 16, 8 or 4.")
 
     def close(self) -> None:
         """End all answers, save what is to outlive the process, and let go of the caches. Waits for the step."""

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from mlx_qwen35.chat.events import Event, Finished, PrefillProgress
 from mlx_qwen35.chat.reply import Gathering
-from mlx_qwen35.runtime import ChatRequest, TextRequest
+from mlx_qwen35.server.answers import Answers
 from mlx_qwen35.server.body import parse_object
 from mlx_qwen35.server.files import BINARY, receive_file, send_file
 from mlx_qwen35.server.gate import Gate
@@ -36,12 +34,8 @@ from mlx_qwen35.server.protocol import (
 from mlx_qwen35.server.refusals import refusal
 from mlx_qwen35.server.responses import as_text, send_json, send_refusal
 from mlx_qwen35.server.settings import Settings
-from mlx_qwen35.server.turn import begun
 
-WAITING_EVENTS = 64  # between the model and a reader who is slower
 DRAIN_SECONDS = 1.0  # for a client that sends more than it may, so that it reads why
-
-Item = tuple[int, Event] | Exception
 
 
 class Gone(Exception):
@@ -49,7 +43,7 @@ class Gone(Exception):
 
 
 class Exchange:
-    """`await Exchange(...).run()` answers one request, whatever happens. `status` and `finished` tell how it ended."""
+    """`await Exchange(...).run()` answers one request, whatever happens. `status` and `told` say how it ended."""
 
     def __init__(
         self,
@@ -64,9 +58,8 @@ class Exchange:
         self._endpoint, self._scope, self._receive, self._raw_send = endpoint, scope, receive, send
         self._served, self._gate, self._limits = served, gate, limits
         self.status = 0
-        self.finished: list[Finished] = []
+        self._answers = Answers(served, limits)
         self._streaming = False
-        self._progress: PrefillProgress | None = None
 
     async def run(self) -> None:
         """Raises nothing but cancellation."""
@@ -87,7 +80,7 @@ class Exchange:
 
     def told(self) -> str:
         """For the log: how much was computed, and nothing of what."""
-        usages = [finished.usage for finished in self.finished]
+        usages = [finished.usage for finished in self._answers.finished]
         if not usages:
             return ""
         prompt, cached = sum(u.prompt_tokens for u in usages), sum(u.cached_tokens for u in usages)
@@ -99,7 +92,7 @@ class Exchange:
                 await send_refusal(self._send, refused, self._endpoint.error)
                 self.status = refused.status
         except Gone:
-            pass
+            pass  # there is nobody to tell, and the status stays that of no answer
 
     # The request
 
@@ -138,7 +131,7 @@ class Exchange:
                 while (message := await self._receive())["type"] == "http.request" and message.get("more_body"):
                     pass
         except TimeoutError:
-            pass
+            pass  # it goes on sending: then it reads why when it has done so, or not at all
 
     # Files
 
@@ -200,7 +193,7 @@ class Exchange:
 
     async def _whole(self, asked: Asked) -> None:
         gatherings = [Gathering() for _ in asked.requests]
-        async with self._events(asked) as items:
+        async with self._answers.batches(asked) as items:
             async for batch in items:
                 for choice, event in batch:
                     gatherings[choice].take(event)
@@ -208,7 +201,7 @@ class Exchange:
         await self._send_json(200, body)
 
     async def _stream(self, asked: Asked) -> None:
-        async with self._events(asked) as items:
+        async with self._answers.batches(asked) as items:
             async for batch in items:
                 frames: list[Frame] = []
                 if not self._streaming:
@@ -218,77 +211,12 @@ class Exchange:
                     frames += asked.author.event(choice, event)
                 if frames:
                     await self._send_frames(frames)
-                elif self._progress is not None:
-                    await self._send_body(f": prefill {self._progress.done}/{self._progress.total} tokens\n\n".encode())
+                elif (progress := self._answers.progress) is not None:
+                    await self._send_body(f": prefill {progress.done}/{progress.total} tokens\n\n".encode())
                 else:
                     await self._send_body(b": waiting\n\n")
         await self._send_frames(asked.author.end())
         await self._send({"type": "http.response.body", "body": b""})
-
-    @asynccontextmanager
-    async def _events(self, asked: Asked) -> AsyncIterator[AsyncIterator[list[tuple[int, Event]]]]:
-        """All events of all choices, in batches; an empty batch where nothing came for a while."""
-        queue: asyncio.Queue[Item] = asyncio.Queue(WAITING_EVENTS)
-        read = asyncio.Event()  # the first choice's prompt, which the others have in common with it
-        async with AsyncExitStack() as stack:
-            for choice, request in enumerate(asked.requests):
-                name = None if choice else asked.session
-                pump = asyncio.create_task(self._pump(choice, request, queue, read, name))
-                stack.push_async_callback(_ended, pump)
-            yield self._batches(queue, len(asked.requests))
-
-    async def _batches(self, queue: asyncio.Queue[Item], running: int) -> AsyncIterator[list[tuple[int, Event]]]:
-        patience = self._limits.head_start_seconds
-        while running:
-            items: list[Item] = []
-            try:
-                async with asyncio.timeout(patience):
-                    items.append(await queue.get())
-            except TimeoutError:
-                pass
-            while not queue.empty():
-                items.append(queue.get_nowait())
-            patience = self._limits.quiet_seconds
-            batch: list[tuple[int, Event]] = []
-            for item in items:
-                if isinstance(item, Exception):
-                    raise item
-                choice, event = item
-                running -= isinstance(event, Finished)
-                self._note(event)
-                batch.append((choice, event))
-            yield batch
-
-    def _note(self, event: Event) -> None:
-        self._progress = event if isinstance(event, PrefillProgress) else None
-        if isinstance(event, Finished):
-            if event.reason == "cancelled":
-                raise Refused(503, "The model was closed.", code="shutting_down")
-            self.finished.append(event)
-
-    async def _pump(
-        self,
-        choice: int,
-        request: ChatRequest | TextRequest,
-        queue: asyncio.Queue[Item],
-        read: asyncio.Event,
-        name: str | None,
-    ) -> None:
-        """One choice's events into the queue. A full queue stops the reading, and that in turn the model.
-
-        name: of the session that the conversation is kept in
-        """
-        try:
-            if choice:
-                await read.wait()
-            turn = await begun(self._served, request, name)
-            async with aclosing(turn.events()) as events:
-                async for event in events:
-                    if not isinstance(event, PrefillProgress):
-                        read.set()
-                    await queue.put((choice, event))
-        except Exception as error:
-            await queue.put(error)
 
     # The response
 
@@ -326,8 +254,3 @@ def _require_kind(headers: Headers, wanted: str) -> None:
         raise Refused(415, f"The content type is {kind[:80] or 'missing'!r}; {wanted} is needed.")
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(415, "The body is compressed; send it as it is.")
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -6,10 +6,10 @@ import hashlib
 import hmac
 import ipaddress
 import socket
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from mlx_qwen35.loopback import is_loopback, is_same_origin, name_of
 from mlx_qwen35.server.protocol import Refused
 from mlx_qwen35.server.settings import Settings
 
@@ -46,21 +46,8 @@ def is_preflight(method: str, headers: Headers, settings: Settings) -> bool:
     return method == "OPTIONS" and headers.get("origin") in settings.origins
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address without a port, is this computer and nothing else."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def _is_ours(host: str, settings: Settings) -> bool:
-    try:
-        name = (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return False
+    name = name_of(host)
     if is_loopback(name) or name in (known.lower() for known in settings.hosts):
         return True
     # A page that rebinds a name sends that name: an address, or the machine's own name, is no such page.
@@ -81,7 +68,7 @@ def _own_names() -> tuple[str, str]:
 
 
 def _may_come_from(origin: str, host: str, settings: Settings) -> bool:
-    return origin.lower() == f"http://{host}".lower() or origin in settings.origins
+    return is_same_origin(origin, host) or origin in settings.origins
 
 
 def _key(headers: Headers) -> str:

@@ -23,7 +23,24 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class Shared(Struct, kw_only=True):
+class Hosted(Struct, kw_only=True):
+    """Known, and without effect on a local model."""
+
+    user: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+
+class Ours(Struct, kw_only=True):
+    """Extensions of every protocol of conversations: see sessions.py, and chat/folding.py."""
+
+    session_id: str | None = None
+    fold_at: FoldAt | None = None
+
+
+class Shared(Hosted, kw_only=True):
     """What shapes an answer; null is as if left out."""
 
     model: str | None = None
@@ -42,11 +59,9 @@ class Shared(Struct, kw_only=True):
     logit_bias: Bias | None = None
     n: Choices | None = None
     preset: str | None = None
-    # Known, and without effect on a local model.
-    user: Any = None
+    # Without effect, too.
     metadata: Any = None
     store: Any = None
-    service_tier: Any = None
 
 
 def answer_options(body: Shared) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_qwen35.errors import ConfigError
+from mlx_qwen35.loopback import is_loopback
 from mlx_qwen35.runtime import Runtime
 from mlx_qwen35.server.app import App
-from mlx_qwen35.server.guard import is_loopback
 from mlx_qwen35.server.listening import Server, bind, url_of
 from mlx_qwen35.server.protocol import Served
 from mlx_qwen35.server.settings import Settings

@@ -9,8 +9,8 @@ from contextlib import aclosing
 
 from mlx_qwen35.chat.events import Event
 from mlx_qwen35.chat.reply import Gathering
+from mlx_qwen35.requests import ChatRequest, TextRequest
 from mlx_qwen35.running import Prepared
-from mlx_qwen35.runtime import ChatRequest, TextRequest
 from mlx_qwen35.server.protocol import Served
 
 # Folding asks the model, so that it may take as long as an answer: others' prompts do not wait for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from mlx_qwen35.chat.canonical import RULES
 from mlx_qwen35.terminal.arguments import Parser, between
@@ -16,31 +17,13 @@ def add_serve_options(parser: Parser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
     parser.add_argument("--port", type=between(int, 0, 65535), default=8080, metavar="N", help="port (8080); 0 is any")
-    parser.add_argument(
-        "--alias",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another name of the model for clients (repeatable)",
-    )
+    _add_several(parser, "--alias", "NAME", "another name of the model for clients (repeatable)")
     who = parser.add_argument_group("who may ask")
-    who.add_argument(
-        "--api-key",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="as does MLX_QWEN35_API_KEY in the "
-        "environment, which other users of this computer cannot see (repeatable)",
-    )
-    who.add_argument("--api-key-file", action="append", default=[], type=Path, metavar="FILE", help="keys, one a line")
-    who.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="answer under this name too")
-    who.add_argument(
-        "--allow-origin",
-        action="append",
-        default=[],
-        metavar="URL",
-        help="pages from there may ask, such as http://localhost:3000",
-    )
+    unseen = "as does MLX_QWEN35_API_KEY in the environment, which other users of this computer cannot see (repeatable)"
+    _add_several(who, "--api-key", "KEY", unseen)
+    _add_several(who, "--api-key-file", "FILE", "keys, one a line", type=Path)
+    _add_several(who, "--allow-host", "NAME", "answer under this name too")
+    _add_several(who, "--allow-origin", "URL", "pages from there may ask, such as http://localhost:3000")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--batch", type=between(int, 1, 256), metavar="N", help="answers computed at a time (16)")
     limits.add_argument(
@@ -85,12 +68,10 @@ def rules_of(args: Namespace) -> tuple[str, ...]:
 
 
 def _add_as_sent(parser: Parser) -> None:
-    parser.add_argument(
-        "--as-sent",
-        action="append",
-        default=[],
-        choices=(*RULES, "all"),
-        metavar="RULE",
-        help="prompts keep what would otherwise be written so that a client's next turn can go on from the last: "
-        f"{', '.join(RULES)}, or all (repeatable)",
-    )
+    says = "prompts keep what would otherwise be written so that a client's next turn can go on from the last: "
+    _add_several(parser, "--as-sent", "RULE", f"{says}{', '.join(RULES)}, or all (repeatable)", choices=(*RULES, "all"))
+
+
+def _add_several(group: Any, option: str, metavar: str, says: str, **more: Any) -> None:
+    """An option that may be given several times. group: an argparse parser, or a group of one"""
+    group.add_argument(option, action="append", default=[], metavar=metavar, help=says, **more)

@@ -10,9 +10,9 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 import pytest
 
-from mlx_qwen35.app.guard import is_loopback
 from mlx_qwen35.app.server import bind, serve
 from mlx_qwen35.errors import ConfigError
+from mlx_qwen35.loopback import is_loopback
 from tests.app.conftest import RunningApp
 
 ADDRESS = re.compile(r"""(?:https?:)?//[^\s"'<>)\\]+""")
