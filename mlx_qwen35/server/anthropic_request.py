@@ -14,7 +14,7 @@ import msgspec
 
 from mlx_qwen35.asking import chat_request
 from mlx_qwen35.runtime import ChatRequest
-from mlx_qwen35.server.openai_fields import Count, Ours, StopText
+from mlx_qwen35.server.openai_fields import Count, FoldAt, StopText
 from mlx_qwen35.server.parts import bad, kind_of, media, part
 from mlx_qwen35.server.thoughts import unseal
 
@@ -66,7 +66,7 @@ class CountBody(msgspec.Struct, kw_only=True):
     container: Any = None
 
 
-class MessagesBody(CountBody, Ours, kw_only=True):
+class MessagesBody(CountBody, kw_only=True):
     """POST /v1/messages"""
 
     max_tokens: Count
@@ -76,6 +76,8 @@ class MessagesBody(CountBody, Ours, kw_only=True):
     top_p: Share | None = None
     top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
     metadata: dict[str, Any] | None = None
+    session_id: str | None = None
+    fold_at: FoldAt | None = None
 
 
 class Tool(msgspec.Struct):

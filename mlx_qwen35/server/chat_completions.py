@@ -15,13 +15,13 @@ from mlx_qwen35.runtime import ChatRequest
 from mlx_qwen35.server.blocks import Block, Blocks, Grew, Opened, Step
 from mlx_qwen35.server.body import typed
 from mlx_qwen35.server.openai_errors import openai_error
-from mlx_qwen35.server.openai_fields import Count, Ours, Shared, answer_options, refuse_unsupported, seeds, usage_json
+from mlx_qwen35.server.openai_fields import Count, FoldAt, Shared, answer_options, refuse_unsupported, seeds, usage_json
 from mlx_qwen35.server.openai_logprobs import token_logprobs
 from mlx_qwen35.server.protocol import Asked, Call, Frame, Generation, Json, Refused, Served
 from mlx_qwen35.server.sessions import session_name
 
 
-class ChatBody(Shared, Ours, kw_only=True):
+class ChatBody(Shared, kw_only=True):
     """The body of `/v1/chat/completions`. Other fields are let through, unless they look like a slip."""
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
@@ -36,6 +36,8 @@ class ChatBody(Shared, Ours, kw_only=True):
     response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    session_id: str | None = None
+    fold_at: FoldAt | None = None
     modalities: list[str] | None = None
     functions: Any = None
     function_call: Any = None

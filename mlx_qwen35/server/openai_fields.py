@@ -33,13 +33,6 @@ class Hosted(Struct, kw_only=True):
     prompt_cache_retention: Any = None
 
 
-class Ours(Struct, kw_only=True):
-    """Extensions of every protocol of conversations: see sessions.py, and chat/folding.py."""
-
-    session_id: str | None = None
-    fold_at: FoldAt | None = None
-
-
 class Shared(Hosted, kw_only=True):
     """What shapes an answer; null is as if left out."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from mlx_qwen35.asking import chat_request
 from mlx_qwen35.runtime import ChatRequest
-from mlx_qwen35.server.openai_fields import Count, Hosted, Ours
+from mlx_qwen35.server.openai_fields import Count, FoldAt, Hosted
 from mlx_qwen35.server.parts import bad, kind_of, media, part
 from mlx_qwen35.server.protocol import Refused
 from mlx_qwen35.server.responses_tools import INPUT, Tools
@@ -49,7 +49,7 @@ class TextConfig(msgspec.Struct):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class InputTokensBody(msgspec.Struct, kw_only=True):
+class InputTokensBody(Hosted, kw_only=True):
     """POST /v1/responses/input_tokens"""
 
     model: str | None = None
@@ -65,7 +65,7 @@ class InputTokensBody(msgspec.Struct, kw_only=True):
     conversation: Any = None
 
 
-class ResponsesBody(InputTokensBody, Hosted, Ours, kw_only=True):
+class ResponsesBody(InputTokensBody, kw_only=True):
     """POST /v1/responses"""
 
     input: Parts  # pyright: ignore[reportGeneralTypeIssues]  # required here, and left out at most in a count
@@ -78,6 +78,8 @@ class ResponsesBody(InputTokensBody, Hosted, Ours, kw_only=True):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     metadata: dict[str, Any] | None = None
     background: bool | None = None
+    session_id: str | None = None
+    fold_at: FoldAt | None = None
     prompt: Any = None
     # Known, and without effect on a local model.
     max_tool_calls: Any = None

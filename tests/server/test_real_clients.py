@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -37,11 +38,21 @@ def puppet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     runtime.close()
 
 
+@functools.cache  # made once: that takes longer than most answers
+def anthropic_client(url: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+
+
+@functools.cache
+def openai_client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
 # Anthropic
 
 
 def ask_anthropic(server: RunningServer, stream: bool, messages: list[Any], **options: Any) -> Any:
-    client = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+    client = anthropic_client(server.url)
     asked: Any = {"model": "puppet", "max_tokens": 200, "system": SYSTEM, "messages": messages, **options}
     if not stream:
         return client.messages.create(**asked)
@@ -69,7 +80,7 @@ def test_an_anthropic_session_thinks_calls_and_answers(puppet: RunningServer, st
     assert plain(first) == ["" if display else THOUGHT, LOOKED_AT]
     assert first.stop_reason == "tool_use"
 
-    counted = anthropic.Anthropic(base_url=puppet.url, api_key="none").messages.count_tokens(
+    counted = anthropic_client(puppet.url).messages.count_tokens(
         model="puppet", system=SYSTEM, messages=messages, **options
     )
     prompt = first.usage.input_tokens + first.usage.cache_read_input_tokens
@@ -162,7 +173,7 @@ def test_what_an_agent_changes_at_every_turn_costs_nothing(puppet: RunningServer
 
 
 def ask_openai(server: RunningServer, stream: bool, given: Any, **options: Any) -> Any:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    client = openai_client(server.url)
     asked: Any = {"model": "puppet", "instructions": SYSTEM, "input": given, "tools": [OPENAI_TOOL], **options}
     asked["reasoning"] = {"effort": "low", **options.get("reasoning", {})}
     if not stream:
@@ -215,7 +226,7 @@ def test_a_stored_response_is_gone_on_from(puppet: RunningServer, by_reference: 
 
 
 def test_stored_responses_can_be_read_and_dropped(puppet: RunningServer) -> None:
-    client = openai.OpenAI(base_url=f"{puppet.url}/v1", api_key="none", max_retries=0)
+    client = openai_client(puppet.url)
     made = ask_openai(puppet, True, "Where does a salmon live? Say it briefly.", reasoning={"effort": "none"})
     found = client.responses.retrieve(made.id)
     assert found.output_text == made.output_text == ANSWER
@@ -236,7 +247,7 @@ def test_a_limit_of_tokens_leaves_a_response_incomplete(puppet: RunningServer) -
     whole = ask_openai(puppet, False, "Say where a salmon lives, briefly.", **asked)
     assert (whole.status, whole.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert whole.output[0].status == "incomplete"
-    client = openai.OpenAI(base_url=f"{puppet.url}/v1", api_key="none", max_retries=0)
+    client = openai_client(puppet.url)
     events = list(client.responses.create(model="puppet", input="Say it briefly.", stream=True, **asked))
     assert events[-1].type == "response.incomplete"
 
