@@ -16,7 +16,7 @@ def endpoints(served: Served) -> list[Generation | Lookup]:
         body = typed(call.body, MessagesBody)
         name = served.check_model(body.model)
         hides = body.thinking is not None and body.thinking.display == "omitted"
-        author = MessageAuthor(name, hides, served.runtime.config.max_context)
+        author = MessageAuthor(name, hides, served.runtime.config.max_context, served.cache)
         session = session_name(body.session_id)
         return Asked([served.canonical(read_request(body))], author, bool(body.stream), session)
 

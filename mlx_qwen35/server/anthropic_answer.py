@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mlx_qwen35.chat.events import Event, Finished, PrefillProgress, Usage
@@ -48,11 +48,13 @@ class MessageAuthor:
     """Writes one message.
 
     hides_thinking: thinking blocks are empty, and their signature carries what was thought
-    context: tokens, to tell an answer that filled it from one that reached its limit
+    context: tokens, to tell an answer that filled it from one that reached its limit   cache: see `Served.cache`
     """
 
-    def __init__(self, model: str, hides_thinking: bool, context: int) -> None:
-        self._model, self._hides, self._context = model, hides_thinking, context
+    def __init__(
+        self, model: str, hides_thinking: bool, context: int, cache: Callable[[Sequence[Usage]], Json]
+    ) -> None:
+        self._model, self._hides, self._context, self._cache = model, hides_thinking, context, cache
         self._id = f"msg_{uuid.uuid4().hex[:24]}"
         self._blocks = Blocks()
         self._started = False
@@ -62,7 +64,7 @@ class MessageAuthor:
         blocks = Blocks.of(reply.events)
         finished = next(event for event in reply.events if isinstance(event, Finished))
         content = [self._written(block) for block in blocks.done]
-        return self._message(content, usage_of(finished.usage)) | self._stop(finished, blocks)
+        return self._message(content, self._usage(finished)) | self._stop(finished, blocks)
 
     def begin(self) -> Iterable[Frame]:
         return ()  # the first event knows how much was cached
@@ -76,13 +78,16 @@ class MessageAuthor:
             yield from self._step(step)
         if isinstance(event, Finished):
             delta = self._stop(event, self._blocks)
-            yield _frame("message_delta", delta=delta, usage=usage_of(event.usage))
+            yield _frame("message_delta", delta=delta, usage=self._usage(event))
 
     def end(self) -> Iterable[Frame]:
         return (_frame("message_stop"),)
 
     def failed(self, refused: Refused) -> Iterable[Frame]:
         return (Frame(anthropic_error(refused), "error"),)
+
+    def _usage(self, finished: Finished) -> Json:
+        return usage_of(finished.usage) | {"cache": self._cache([finished.usage])}
 
     def _start(self, event: Event) -> Iterator[Frame]:
         self._started = True

@@ -91,7 +91,7 @@ def refuse_unsupported(field: str, reason: str = "") -> Refused:
 def usage_json(served: Served, usages: Sequence[Usage], choices: int) -> Json:
     """Usage of one response: each prompt counts once, as the first of its choices found it.
 
-    cache: how many prompt tokens were reused, and why not more   choices: for each prompt
+    choices: for each prompt
     """
     firsts = usages[::choices]
     prompt = sum(usage.prompt_tokens for usage in firsts)
@@ -103,9 +103,5 @@ def usage_json(served: Served, usages: Sequence[Usage], choices: int) -> Json:
         "total_tokens": prompt + answer,
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning_tokens for usage in usages)},
-        "cache": {
-            "reused_tokens": cached,
-            "rerendered_tokens": sum(usage.rerendered_tokens for usage in firsts),
-            "note": served.cache_note(firsts[0]),
-        },
+        "cache": served.cache(firsts),
     }

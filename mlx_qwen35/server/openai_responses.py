@@ -43,7 +43,7 @@ def endpoints(served: Served) -> list[Generation | Lookup]:
 
         return Asked(
             [request],
-            ResponseAuthor(name, body, call.body, tools, keep),
+            ResponseAuthor(name, body, call.body, tools, served.cache, keep),
             bool(body.stream),
             session_name(body.session_id),
         )

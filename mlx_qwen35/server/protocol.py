@@ -96,9 +96,16 @@ class Served:
         messages, tools = canonical(request.messages, request.tools, self.rules)
         return replace(request, messages=messages, tools=tools)
 
-    def cache_note(self, usage: Usage) -> str:
-        """Why not more of the prompt was reused: where it departs from an earlier one, without the texts."""
-        return usage.cache_note if self.quotes else usage.cache_note.partition(": “")[0]
+    def cache(self, prompts: Sequence[Usage]) -> Json:
+        """The field `cache` of every protocol's usage: how many prompt tokens were reused, how many of earlier turns
+        were computed again, and why not more was reused: where the first prompt departs from an earlier one, without
+        the texts."""
+        note = prompts[0].cache_note
+        return {
+            "reused_tokens": sum(usage.cached_tokens for usage in prompts),
+            "rerendered_tokens": sum(usage.rerendered_tokens for usage in prompts),
+            "note": note if self.quotes else note.partition(": “")[0],
+        }
 
     def check_model(self, name: str | None) -> str:
         """The name to answer under. Raises Refused (404) for any other model: nothing is ever loaded for a request."""

@@ -31,6 +31,7 @@ REPEATED: dict[str, Any] = {
     "top_p": None,
     "truncation": "disabled",
 }
+Cache = Callable[[Sequence[Usage]], Json]
 Keep = Callable[[Json, dict[str, Any]], None]
 FAILURES = {429: "rate_limit_exceeded"}
 
@@ -38,11 +39,14 @@ FAILURES = {429: "rate_limit_exceeded"}
 class ResponseAuthor:
     """Writes one response.
 
-    raw: the body as it came   keep: takes the finished response, and the answer as a message of the conversation
+    raw: the body as it came   cache: see `Served.cache`
+    keep: takes the finished response, and the answer as a message of the conversation
     """
 
-    def __init__(self, model: str, body: ResponsesBody, raw: Mapping[str, Any], tools: Tools, keep: Keep) -> None:
-        self._tools, self._keep = tools, keep
+    def __init__(
+        self, model: str, body: ResponsesBody, raw: Mapping[str, Any], tools: Tools, cache: Cache, keep: Keep
+    ) -> None:
+        self._tools, self._cache, self._keep = tools, cache, keep
         # Whoever asks for a summary shows it. The whole of the reasoning is the best one there is.
         reasoning = body.reasoning
         self._summarises = reasoning is not None and bool(reasoning.summary or reasoning.generate_summary)
@@ -108,7 +112,7 @@ class ResponseAuthor:
             **self._frame,
             "status": status,
             "output": [self._item(block) for block in self._blocks.done],
-            "usage": None if usage is None else usage_of(usage),
+            "usage": None if usage is None else usage_of(usage) | {"cache": self._cache([usage])},
             "error": error,
             "incomplete_details": None,
         }

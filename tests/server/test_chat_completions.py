@@ -244,3 +244,31 @@ def test_the_client_s_own_gathering_of_a_stream_works(client: openai.OpenAI) -> 
             pass
         gathered = stream.get_final_completion().choices[0].message.content
     assert gathered == ask(client).choices[0].message.content
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
+def test_every_protocol_says_what_was_reused_and_why_not_more(demo_server: RunningServer, path: str) -> None:
+    def usage(text: str, stream: bool) -> Any:
+        said: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "max_tokens": 4}
+        said = {"/v1/completions": {"prompt": text, "max_tokens": 4}, "/v1/responses": {"input": text}}.get(path, said)
+        said |= {"model": "demo", "stream": stream}
+        if stream and "completions" in path:
+            said["stream_options"] = {"include_usage": True}
+        answer = demo_server.post(path, said)
+        assert answer.status == 200, answer.body
+        if not stream:
+            return answer.json["usage"]
+        found = [data.get("usage") or (data.get("response") or {}).get("usage") for _, data in answer.events[:-1]]
+        found += [data["response"]["usage"] for kind, data in answer.events[-1:] if kind == "response.completed"]
+        return [one for one in found if one][-1]
+
+    first = usage("Salmon swim up a long river of many stones. Then it ended so.", False)
+    for stream in (False, True):
+        again = usage(f"Salmon swim up a long river of many stones. Then it went on {stream}.", stream)
+        assert set(again["cache"]) == {"reused_tokens", "rerendered_tokens", "note"} == set(first["cache"])
+        cached = again.get("cache_read_input_tokens")
+        for details in ("prompt_tokens_details", "input_tokens_details"):
+            cached = again[details]["cached_tokens"] if details in again else cached
+        assert again["cache"]["reused_tokens"] == cached
+        assert again["cache"]["note"]
+        assert "almon" not in again["cache"]["note"]  # nothing of what others said

@@ -112,8 +112,8 @@ def test_an_anthropic_stream_says_what_the_whole_message_says(hides: bool) -> No
     @settings(max_examples=60)
     @given(answers())
     def property(events: list[Event]) -> None:
-        expected = whole(MessageAuthor("m", hides, CONTEXT), events)
-        client = client_of(anthropic.Anthropic, streamed(MessageAuthor("m", hides, CONTEXT), events))
+        expected = whole(MessageAuthor("m", hides, CONTEXT, SERVED.cache), events)
+        client = client_of(anthropic.Anthropic, streamed(MessageAuthor("m", hides, CONTEXT, SERVED.cache), events))
         with client.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "a"}]) as stream:
             message = stream.get_final_message()
         assert without(message.to_dict(), "id", "cache") == without(dict(expected), "id", "cache")
@@ -159,7 +159,9 @@ def response_author(**body: Any) -> ResponseAuthor:
     custom = {"type": "custom", "name": "patch"}
     full = {"model": "m", "input": "a", "tools": [*({"type": "function", **t["function"]} for t in TOOLS[:1]), custom]}
     full |= body
-    return ResponseAuthor("m", typed(full, ResponsesBody), full, read_tools(full["tools"]), lambda *_: None)
+    return ResponseAuthor(
+        "m", typed(full, ResponsesBody), full, read_tools(full["tools"]), SERVED.cache, lambda *_: None
+    )
 
 
 FORMS = [
@@ -208,7 +210,7 @@ def said(seen: list[Any]) -> Iterator[tuple[str, str]]:
 def test_a_cut_call_keeps_what_was_whole_of_it_and_is_not_said_again() -> None:
     answer = Answer(OutputParser(TOOLS, False), StopStrings(()))
     events: list[Event] = [*answer.feed("Look." + CUT), *answer.finish(""), Finished("length", Usage())]
-    message = whole(MessageAuthor("m", False, CONTEXT), events)
+    message = whole(MessageAuthor("m", False, CONTEXT, SERVED.cache), events)
     assert without(message["content"], "id") == [
         {"type": "text", "text": "Look."},
         {"type": "tool_use", "name": "write", "input": {"path": "a.txt"}},
@@ -234,7 +236,7 @@ def test_a_failure_in_mid_stream_is_an_error_of_the_real_clients(status: int) ->
         frames = [*author.begin(), *(f for e in events for f in author.event(0, e))]
         return "".join(map(as_text, [*frames, *author.failed(Refused(status, "It broke."))]))
 
-    client = client_of(anthropic.Anthropic, text(MessageAuthor("m", False, CONTEXT)))
+    client = client_of(anthropic.Anthropic, text(MessageAuthor("m", False, CONTEXT, SERVED.cache)))
     with (
         pytest.raises(anthropic.APIStatusError, match="It broke"),
         client.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "a"}]) as stream,
