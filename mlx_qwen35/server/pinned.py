@@ -77,7 +77,9 @@ class PinnedSessions:
         with self._lock:
             if name not in self._pinned:
                 self._pinned[name] = Pinned(Session(self._runtime))
-            return self._touched(name).session
+            session = self._touched(name).session
+            self._forget_some()  # here too: of what is refused, nothing ever ends
+            return session
 
     def ended(
         self, name: str, session: Session, request: ChatRequest, answer: dict[str, Any], ids: Sequence[int]
@@ -150,10 +152,13 @@ class PinnedSessions:
     def _give_way(self) -> None:
         """The ones used longest ago are forgotten beyond the bounds of number and length, and let go of memory."""
         with self._lock:
-            while len(self._pinned) > self._most or self._characters > self._most_characters:
-                self._pinned.popitem(last=False)[1].session.close()
+            self._forget_some()
             holds = [pinned.session.hold for pinned in self._pinned.values()]
         self._runtime.prefixes.keep_within(holds, self.byte_budget)
+
+    def _forget_some(self) -> None:
+        while len(self._pinned) > self._most or self._characters > self._most_characters:
+            self._pinned.popitem(last=False)[1].session.close()
 
     @property
     def _characters(self) -> int:

@@ -195,6 +195,14 @@ def test_a_name_is_no_path(demo_server: RunningServer, name: str, method: str, a
     assert demo_server.request(method, f"/v1/sessions/{name}{action}", body, headers).status in (400, 404)
 
 
+def test_names_of_refused_requests_are_bounded_too(demo_server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_server.app.served.sessions, "_most", 3)
+    for i in range(6):
+        refused = {"messages": FIRST[1:], "session_id": f"none-{i}", "temperature": -1}
+        assert demo_server.post("/v1/chat/completions", refused).status == 400
+    assert list(listed(demo_server)) == ["none-5", "none-4", "none-3"]
+
+
 @pytest.mark.parametrize("name", ["../x", "", "a b", 5])
 def test_a_name_in_a_body_is_checked(demo_server: RunningServer, name: Any) -> None:
     answer = demo_server.post("/v1/chat/completions", {"messages": FIRST, "session_id": name})
