@@ -28,6 +28,7 @@ from mlx_qwen35.terminal.arguments import (
     caches_of,
     sampling_of,
 )
+from mlx_qwen35.terminal.benching import add_bench_options, run_bench
 from mlx_qwen35.terminal.convert_arguments import add_convert_options, conversion_options
 from mlx_qwen35.terminal.doctoring import add_doctor_options, run_doctor
 from mlx_qwen35.terminal.form_arguments import add_form_options, form_of, tool_choice_of
@@ -126,6 +127,7 @@ def make_parser() -> Parser:
     )
     add_cache_options(add("cache", run_cache, "See where two saved requests differ.", "cache diff 1.json 2.json"))
     add_doctor_options(add("doctor", run_doctor, "Is everything right, on this machine, with this model?", "doctor 4b"))
+    add_bench_options(add("bench", run_bench, "How fast is it here, beside a peer?", "bench 4b --vs mlx-lm"))
     kernels = add("kernels", run_kernels, "Count launches and bytes of a step, beside stock mlx-lm.", "kernels 35b-a3b")
     kernels.add_argument("sizes", nargs="*", metavar="SIZE", help="which of the family (27b and the mixtures)")
     kernels.add_argument("--check", type=Path, metavar="FOLDER", help="run a checkpoint's kernels on this Mac instead")

@@ -27,6 +27,7 @@ LAYERS = [
     "counting",
     "planning",
     "doctor",
+    "benching",
     "terminal app server",
     "cli",
 ]

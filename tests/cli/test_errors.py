@@ -33,7 +33,7 @@ def complaint(done) -> str:
         (
             ["frobnicate"],
             "unknown command 'frobnicate'; known are chat, generate, models, plan, convert, eval, app, serve, cache, "
-            "doctor, kernels",
+            "doctor, bench, kernels",
         ),
         (["generate", "hi", "--preset", "thinkin"], "unknown --preset 'thinkin'; did you mean thinking?"),
         (["generate", "two", "words"], "generate has no place for 'words'"),

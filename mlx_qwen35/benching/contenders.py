@@ -1,0 +1,141 @@
+"""What is timed: our engine, stock mlx-lm on the same checkpoint, or any OpenAI-compatible server. One interface.
+
+Prompts are made up, their tokens drawn from the whole vocabulary, so that nothing is known of them and no draft pays.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from mlx_qwen35.errors import UserError
+from mlx_qwen35.generation.engine import Engine
+from mlx_qwen35.generation.mlx_thread import MLXThread
+from mlx_qwen35.generation.request import Request
+from mlx_qwen35.generation.start import start_engine
+from mlx_qwen35.models.weights import load_model
+from mlx_qwen35.options import GIB, CacheOptions
+
+
+@dataclass(frozen=True)
+class Run:
+    """One round. first: seconds to the first token   rest: seconds from it to the last, of all sequences
+    tokens: that came in `rest`
+    """
+
+    first: float
+    rest: float
+    tokens: int
+
+
+class Contender(Protocol):
+    """batches: whether it answers several prompts at once"""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def batches(self) -> bool: ...
+
+    def run(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+        """Answer all prompts at once, `tokens` each."""
+        ...
+
+
+def made_up(count: int, length: int, known: int, seed: int) -> list[list[int]]:
+    """Prompts that share no beginning."""
+    generator = random.Random(seed)
+    return [[generator.randrange(known) for _ in range(length)] for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our engine. draft: as in `options.CacheOptions`   remembers: leaves a checkpoint at a prompt's end"""
+
+    engine: Engine
+    known: int
+    name: str = "mlx_qwen35"
+    draft: str | int = "off"
+    batches: bool = True
+    remembers: bool = False
+
+    def run(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+        times: list[list[float]] = [[] for _ in prompts]
+        start = time.perf_counter()
+        lines = [self.engine.submit(self._request(ids, tokens)) for ids in prompts]
+
+        def read(place: int) -> None:
+            for item in lines[place]:
+                if isinstance(item, int):
+                    times[place].append(time.perf_counter())
+
+        readers = [threading.Thread(target=read, args=[place]) for place in range(len(prompts))]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        return timed(start, times)
+
+    def _request(self, ids: Sequence[int], tokens: int) -> Request:
+        checkpoints = (len(ids) - 1,) if self.remembers else ()
+        return Request(ids, self.known, tokens, checkpoints=checkpoints, draft=self.draft)
+
+
+def timed(start: float, times: Sequence[Sequence[float]]) -> Run:
+    """From when all answers had begun until the first of them ended: only then all were being decoded."""
+    begun, ended = max(t[0] for t in times), min(t[-1] for t in times)
+    return Run(begun - start, ended - begun, sum(begun < at <= ended for row in times for at in row))
+
+
+@contextmanager
+def our_engine(folder: Path, prefix_bytes: int = 0) -> Iterator[tuple[Engine, int]]:
+    """A running engine over the checkpoint, and the rows of its vocabulary."""
+    thread = MLXThread()
+    try:
+        loaded = thread.call(lambda: load_model(folder))
+        options, warned = CacheOptions(prefix_bytes=prefix_bytes, disk=None), []
+        engine = thread.call(lambda: start_engine(loaded.model, thread, folder, 8 * GIB, options, warned.append))
+        yield engine, loaded.config.vocab_size
+        engine.close()
+    finally:
+        thread.close()
+
+
+class Stock:
+    """mlx-lm's own network and loop. dtype: of activations; None leaves them as the checkpoint has them"""
+
+    batches = False  # in one process; its server has them: --vs URL
+
+    def __init__(self, folder: Path, dtype: mx.Dtype | None = None) -> None:
+        self.name = "mlx-lm" if dtype is None else f"mlx-lm {str(dtype).rpartition('.')[2]}"
+        load = importlib.import_module("mlx_lm.utils").load_model
+        self._step = importlib.import_module("mlx_lm.generate").generate_step
+        self._model, _ = load(folder, strict=True)
+        if dtype is not None:
+            widen(self._model, dtype)
+
+    def run(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+        start, times = time.perf_counter(), []
+        try:
+            for _ in self._step(mx.array(list(prompts[0])), self._model, max_tokens=tokens):
+                times.append(time.perf_counter())
+        except RuntimeError as error:  # MLX's CPU backend has no gathered products but in float32
+            raise UserError(f"mlx-lm cannot run this checkpoint here ({error}); with --float32 it may.") from None
+        return timed(start, [times])
+
+
+def widen(model: Any, dtype: mx.Dtype) -> None:
+    """Activations, scales and biases of a network of mlx-lm in another floating type, in place."""
+    from mlx.utils import tree_map
+
+    narrow = (mx.bfloat16, mx.float16)
+    model.update(tree_map(lambda a: a.astype(dtype) if a.dtype in narrow else a, model.parameters()))
+    mx.eval(model.parameters())

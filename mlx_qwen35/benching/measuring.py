@@ -1,0 +1,67 @@
+"""Which runs a bench makes, in turn A B A B, and the medians that come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from mlx_qwen35.benching.contenders import Contender, Run, made_up
+
+PROMPTS = (128, 512, 2_048, 8_192)
+BATCHES = (1, 4, 8)
+BATCH_PROMPT = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """`batch` prompts of `length` tokens at once, `tokens` of answer each."""
+
+    length: int
+    batch: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Of one contender in one case, medians. first: seconds to the first token of the last answer to begin
+    prefill, decode: tokens a second, of all sequences together
+    """
+
+    contender: str
+    case: Case
+    first: float
+    prefill: float
+    decode: float
+
+
+def cases(prompts: Sequence[int], batches: Sequence[int], tokens: int) -> list[Case]:
+    """Prompts of each length alone, then several short ones at once."""
+    return [*(Case(n, 1, tokens) for n in prompts), *(Case(BATCH_PROMPT, n, tokens) for n in batches if n > 1)]
+
+
+def measure(
+    contenders: Sequence[Contender],
+    case: Case,
+    known: int,
+    rounds: int,
+    tell: Callable[[str], None],
+) -> Iterator[Measure]:
+    """All contenders in turn, `rounds` times; prompts are new in each round, and the same for all in a round."""
+    able = [c for c in contenders if case.batch == 1 or c.batches]
+    runs: dict[str, list[Run]] = {contender.name: [] for contender in able}
+    for number in range(rounds):
+        prompts = made_up(case.batch, case.length, known, seed=1000 * case.length + 10 * case.batch + number)
+        for contender in able:
+            tell(f"{contender.name}: {case.batch} x {case.length:,} tokens, round {number + 1} of {rounds}")
+            runs[contender.name].append(contender.run(prompts, case.tokens))
+    for name, found in runs.items():
+        first = median(run.first for run in found)
+        speeds = [run.tokens / run.rest for run in found if run.rest > 0]
+        yield Measure(name, case, first, case.batch * case.length / first, median(speeds) if speeds else 0.0)
+
+
+def cached_first(contender: Contender, length: int, known: int) -> tuple[float, float]:
+    """Seconds to the first token of a prompt that is new, and of the same prompt again."""
+    prompts = made_up(1, length, known, seed=7)
+    return contender.run(prompts, 2).first, contender.run(prompts, 2).first
