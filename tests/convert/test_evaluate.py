@@ -197,14 +197,14 @@ def test_the_command_prints_a_table_and_writes_a_card(
 
 
 def test_convert_writes_the_card_too_and_stdout_stays_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(eval_command, "TOKENS", 200)
     out = tmp_path / "out"
-    assert main(["convert", "demo", "--out", str(out), "--card"]) == 0
+    assert main(["convert", str(tiny_chat), "--out", str(out), "--card"]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     assert {"README.md", "quality.json", "quality.png"} <= {p.name for p in out.iterdir()}
-    assert f"eval kl demo {out} --card\n" in (out / "README.md").read_text()
+    assert f"eval kl {tiny_chat} {out} --card\n" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("more", "told"), [(["--tokens", "1"], "too little"), (["other", "--card"], "one conversion")])
