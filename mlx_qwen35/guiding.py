@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,13 +56,15 @@ class Guides:
 
     def get_ready(self) -> None:
         """Begin to make, on another thread, what takes long. Python's other threads may stand still meanwhile."""
-        threading.Thread(target=self._make_all, name="guides", daemon=True).start()
+        # No daemon: a process that ends meanwhile waits for it, since it cannot be stopped inside llguidance.
+        threading.Thread(target=self._make_all, name="guides").start()
 
     def _make_all(self) -> None:
-        for tag, token in ((CLOSE, self._end), (CALL, self._call)):
-            if token is not None:
-                self._spelling(tag, token)
-        self._compiler()
+        with contextlib.suppress(Exception):  # whoever asks for it is told
+            for tag, token in ((CLOSE, self._end), (CALL, self._call)):
+                if token is not None:
+                    self._spelling(tag, token)
+            self._compiler()
 
     def guide(self, asked: Guidance, max_tokens: int) -> Guide | None:
         """The guide of one answer; None where everything is allowed. max_tokens: that it can have at most
