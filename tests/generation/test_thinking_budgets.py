@@ -50,7 +50,7 @@ rows = st.builds(
 )
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @example([Asked(3, draft, True, 1) for draft in ("off", 1, 4)])
 @given(st.lists(rows, min_size=1, max_size=4))
 def test_each_row_of_a_batch_thinks_as_long_as_it_may_and_answers(batch: list[Asked]) -> None:
