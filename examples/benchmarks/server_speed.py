@@ -5,8 +5,9 @@
 
 The demo checkpoint in float32 on both sides, A B A B, medians. Beside seconds on the clock stand CPU seconds of the
 server's process: they say the same on a quiet machine, and stay meaningful on a busy one. Turns: an append-only
-conversation, and one that thinks in every turn, with 4,000 tokens of system message and tools; each side gets its own
-answers back, and who is asked first changes every turn.
+conversation, one that thinks in every turn, with 4,000 tokens of system message and tools, and that one once more with
+the time in its system message, as agent programs have it; each side gets its own answers back, and who is asked first
+changes every turn.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ DRAWN_TOKENS = 150
 TURNS = 10
 # No calls: a demo that meets 22 tools makes some that end in the middle, and both sides would remember them otherwise.
 TURN: Body = {"temperature": 0.0, "max_tokens": 60, "logit_bias": {"1005": -100}}
+CLOCK = "(clock)"
 TOOLS = 22  # of such as a coding agent has: with their descriptions some 3,500 tokens of the demo's tokenizer
 
 
@@ -158,7 +160,9 @@ class Talk:
 
     def turn(self, question: str) -> PeerAnswer:
         self.messages.append({"role": "user", "content": question})
-        answer = self.server.chat({**self.shared, "messages": self.messages})
+        told = f"Current time: 2026-11-22 10:{len(self.messages):02}:00"
+        system = {**self.messages[0], "content": self.messages[0]["content"].replace(CLOCK, told)}
+        answer = self.server.chat({**self.shared, "messages": [system, *self.messages[1:]]})
         reply: Body = {"role": "assistant", "content": answer.content, "reasoning_content": answer.reasoning}
         self.messages.append(reply)
         return answer
@@ -182,6 +186,12 @@ def thinking(name: str) -> tuple[list[Body], Body]:
     return [{"role": "system", "content": system}], {"tools": tools, "chat_template_kwargs": {"enable_thinking": True}}
 
 
+def telling_the_time(name: str) -> tuple[list[Body], Body]:
+    """The same of an agent program that writes date and time to the front of its system message, anew in every turn."""
+    opening, shared = thinking(name)
+    return [{"role": "system", "content": f"{CLOCK}\n{opening[0]['content']}"}], shared
+
+
 def tool(name: str, i: int) -> Body:
     about = f"Tool {i} of {name}: looks at a path, compares it with what was asked for, and returns lines that differ."
     properties = {key: {"type": "string", "description": f"The {key} to use"} for key in ("path", "pattern", "mode")}
@@ -189,10 +199,17 @@ def tool(name: str, i: int) -> Body:
     return {"type": "function", "function": {"name": f"tool_{i}", "description": about, "parameters": parameters}}
 
 
+SCRIPTS = {
+    "append-only": append_only,
+    "thinking, 4,000 tokens of system and tools": thinking,
+    "the same, telling the time": telling_the_time,
+}
+
+
 def compare_turns(rounds: int) -> None:
     rows: list[tuple[str, ...]] = []
     with servers() as both:
-        for kind, make in (("append-only", append_only), ("thinking, 4,000 tokens of system and tools", thinking)):
+        for kind, make in SCRIPTS.items():
             last: dict[str, list[PeerAnswer]] = {side: [] for side in both}
             for number in range(-1, rounds):  # the first warms both up
                 for side, answer in last_turns(both, make, f"client {number}").items():
