@@ -13,8 +13,6 @@ changes every turn.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,14 +24,12 @@ from statistics import median
 from typing import Any
 from zlib import crc32
 
-import mlx.core as mx
-
 from examples.benchmarks.chat_server import ChatServer, PeerAnswer
 from examples.benchmarks.measure import print_conditions, print_table
 from examples.benchmarks.mlx_lm_server import MlxLmServer
 from examples.benchmarks.our_server import OurServer
 from examples.demo_model.mixture import evaluation_set
-from examples.demo_model.samples import CHECKPOINT
+from tests.support.float32 import write_float32_demo
 
 Body = dict[str, Any]
 Answers = dict[str, PeerAnswer]  # by side
@@ -62,23 +58,11 @@ def servers() -> Iterator[dict[str, ChatServer]]:
     """Both, on one folder with the demo in float32."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "demo-float32"
-        write_float32(folder)
+        write_float32_demo(folder)
         logs = Path(scratch)
         ours, peer = OurServer(str(folder), logs / "ours.log"), MlxLmServer(folder, logs / "peer.log")
         with ours, peer:
             yield {"ours": ours, "mlx_lm.server": peer}
-
-
-def write_float32(folder: Path) -> None:
-    """The demo checkpoint with float32 weights, which neither side rounds any further."""
-    shutil.copytree(CHECKPOINT, folder)
-    path = folder / "model.safetensors"
-    weights = mx.load(str(path))
-    assert isinstance(weights, dict)
-    mx.save_safetensors(str(path), {name: w.astype(mx.float32) for name, w in weights.items()}, {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["dtype"] = "float32"
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def spent(server: ChatServer, work: Callable[[], int]) -> Cost:
