@@ -26,6 +26,7 @@ from mlx_qwen35.chat.events import (
     ToolCallStart,
     Usage,
 )
+from mlx_qwen35.conversations.markdown import fenced
 
 Message = dict[str, Any]  # as the runtime takes it
 Block = dict[str, Any]  # as gr.Chatbot shows it
@@ -55,7 +56,7 @@ class ToolCall:
 
     def block(self) -> Block:
         status = "done" if self.complete else "pending"
-        return _folded(_fenced(self.arguments), title=f"Tool call: {_plain(self.name)}", status=status)
+        return _folded(fenced(self.arguments), title=f"Tool call: {_plain(self.name)}", status=status)
 
 
 @dataclass
@@ -202,12 +203,6 @@ def status_line(answer: Answer) -> str:
 
 def _folded(content: str, **metadata: Any) -> Block:
     return {"role": "assistant", "content": content, "metadata": metadata}
-
-
-def _fenced(text: str) -> str:
-    """A code block that nothing in `text` can close."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}json\n{text}\n{fence}"
 
 
 def _plain(text: str) -> str:

@@ -114,6 +114,15 @@ def make_parser() -> Parser:
     chat.add_argument(
         "model", nargs="?", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)"
     )
+    chat.add_argument(
+        "--resume",
+        nargs="?",
+        const=1,
+        type=between(int, 1, 10_000),
+        metavar="N",
+        help="go on with the chat that was saved last, or the Nth of /chats",
+    )
+    chat.add_argument("--no-history", action="store_true", help="save neither this chat nor what is typed")
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")
@@ -165,7 +174,8 @@ def _add_app(parser: Parser) -> None:
 
 def run_chat(args: argparse.Namespace) -> None:
     """Talk at a terminal; where stdin is none, answer all of it as one question."""
-    from mlx_qwen35.terminal.conversation import Conversation, Settings
+    from mlx_qwen35.conversations.settings import Settings
+    from mlx_qwen35.terminal.keeping import Keeper, begun
 
     settings = Settings(
         args.system or "",
@@ -178,12 +188,16 @@ def run_chat(args: argparse.Namespace) -> None:
         form_of(args),
     )
     if not sys.stdin.isatty():
+        if args.resume:
+            raise UsageError("--resume goes on with a chat at a terminal; stdin is none.")
         _answer_once(args, _question(None), args.model)
         return
+    keeper = Keeper(keeps=not args.no_history)
+    conversation = begun(keeper, args.resume, settings)
     with contextlib.closing(_load(args, args.model)) as runtime:
         from mlx_qwen35.terminal.chat import Chat
 
-        Chat(runtime, Conversation(settings), args.debug).run()
+        Chat(runtime, conversation, keeper, args.debug).run()
 
 
 def run_generate(args: argparse.Namespace) -> None:

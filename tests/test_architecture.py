@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "errors options blas columns loopback",
     "requests hub chat",
+    "conversations",
     "metal_kernels",
     "caches",
     "models",
@@ -31,7 +32,7 @@ LAYERS = [
     "terminal app server",
     "cli",
 ]
-WITHOUT_MLX = ("hub", "chat", "errors", "options", "blas", "columns", "loopback", "requests")
+WITHOUT_MLX = ("hub", "chat", "conversations", "errors", "options", "blas", "columns", "loopback", "requests")
 NEVER = {"torch", "cv2", "transformers", "convert", "app", "metal_kernels"}
 
 

@@ -160,12 +160,12 @@ def remote_file(path: Any, size: Any, digest: Any, lfs: Any) -> RemoteFile:
     return RemoteFile(path, size, digest, lfs is True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file so that a reader, or a crash, sees the old content or the new."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a small file so that a reader, or a crash, sees the old content or the new. mode: of a file made anew"""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

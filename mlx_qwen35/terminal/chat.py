@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.text import Text
 
 from mlx_qwen35 import __version__
+from mlx_qwen35.conversations.conversation import Conversation
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.runtime import Runtime
-from mlx_qwen35.terminal import commands
+from mlx_qwen35.terminal import commands, saved_chats
 from mlx_qwen35.terminal.answering import Answer, EventPump
 from mlx_qwen35.terminal.commands import ChatState
-from mlx_qwen35.terminal.conversation import Conversation
+from mlx_qwen35.terminal.keeping import Keeper
 from mlx_qwen35.terminal.loading import demo_notice, is_demo
 from mlx_qwen35.terminal.prompt import LinePrompt, Prompt, TerminalPrompt, keys_unseen
 from mlx_qwen35.terminal.safe_text import one_line, safe
@@ -29,10 +30,12 @@ FAREWELL_SECONDS = 2.0  # for an answer that was stopped to let go of the model
 class Chat:
     """One conversation between a person at a terminal and a loaded model."""
 
-    def __init__(self, runtime: Runtime, conversation: Conversation, debug: bool = False) -> None:
+    def __init__(self, runtime: Runtime, conversation: Conversation, keeper: Keeper, debug: bool = False) -> None:
         self._console = make_console()
-        self._prompt: Prompt = TerminalPrompt(commands.completions) if sys.stdout.isatty() else LinePrompt()
-        self._state = ChatState(runtime, conversation, self.say)
+        self._prompt: Prompt = (
+            TerminalPrompt(commands.completions, keeper.keeps) if sys.stdout.isatty() else LinePrompt()
+        )
+        self._state = ChatState(runtime, conversation, self.say, keeper)
         self._debug = debug
         self._pump: EventPump | None = None
 
@@ -71,6 +74,8 @@ class Chat:
             self.say(demo_notice())
         for note in runtime.notes:
             self.say(one_line(note))
+        if state.conversation.messages:
+            saved_chats.say_where_it_stood(state)
 
     def _obey(self, entry: str) -> None:
         """Run a command or answer a question; what goes wrong costs one line, not the conversation."""
@@ -109,6 +114,8 @@ class Chat:
         """What was said stays in the conversation, also when it was stopped or failed half-way."""
         if answer.begun:
             self._state.conversation.add(question, answer.message())
+            if trouble := self._state.keeper.keep(self._state.conversation, self._state.runtime.name):
+                self.say(one_line(trouble))
         self._state.count(answer)
 
     def _remark(self, answer: Answer) -> None:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.events import Usage
+from mlx_qwen35.conversations.conversation import Conversation
+from mlx_qwen35.conversations.markdown import export
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.options import GIB
+from mlx_qwen35.terminal import saved_chats
 from mlx_qwen35.terminal.answering import Answer, counted
-from mlx_qwen35.terminal.conversation import Conversation
+from mlx_qwen35.terminal.keeping import Keeper
 from mlx_qwen35.terminal.safe_text import safe
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class ChatState:
     runtime: Runtime
     conversation: Conversation
     say: Callable[[str], None]
+    keeper: Keeper = field(default_factory=Keeper)
     show_thinking: bool = True
     last: Answer | None = None
     answers: int = 0
@@ -142,7 +146,9 @@ def _system(state: ChatState, argument: str) -> None:
 
 
 def _reset(state: ChatState, argument: str) -> None:
-    state.conversation.messages.clear()
+    # A new one, since the old one may be kept.
+    state.conversation = Conversation(state.conversation.settings)
+    state.keeper.part()
     state.say("the conversation starts anew; its settings stay")
 
 
@@ -154,7 +160,14 @@ def _save(state: ChatState, argument: str) -> None:
 
 def _load(state: ChatState, argument: str) -> None:
     state.conversation = Conversation.load(_path(argument, "/load"))
+    state.keeper.part()
     state.say(f"loaded {_count(state)}")
+
+
+def _export(state: ChatState, argument: str) -> None:
+    path = _path(argument, "/export")
+    export(state.conversation, path, state.runtime.name)
+    state.say(f"exported {_count(state)} to {safe(str(path))}")
 
 
 def _stats(state: ChatState, argument: str) -> None:
@@ -196,6 +209,12 @@ COMMANDS: dict[str, Command] = {
     "reset": Command("/reset", "forget the messages", _reset),
     "save": Command("/save FILE", "write messages and settings to a file", _save),
     "load": Command("/load FILE", "go on with a saved chat", _load),
+    "chats": Command("/chats [WORDS]", "what was saved, newest first, or where these words stand", saved_chats.show),
+    "resume": Command("/resume N", "go on with a chat of that list", saved_chats.resume),
+    "rename": Command("/rename TITLE", "give this chat another title", saved_chats.rename),
+    "branch": Command("/branch [N]", "go on in a copy, from answer N or the last", saved_chats.branch),
+    "delete": Command("/delete N", "delete a chat of that list", saved_chats.delete),
+    "export": Command("/export FILE", "write this chat as .md (Markdown) or .json", _export),
     "stats": Command("/stats", "tokens, speeds and sampling", _stats),
     "help": Command("/help", "this list", _help),
     "quit": Command("/quit", "leave", _quit),

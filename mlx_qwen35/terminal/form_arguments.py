@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen35.chat.constraints import EFFORTS, answer_form, thinking
+from mlx_qwen35.chat.constraints import EFFORTS
 from mlx_qwen35.chat.folding import SMALLEST_LIMIT
-from mlx_qwen35.errors import RequestError, UserError
+from mlx_qwen35.conversations.settings import check_form
+from mlx_qwen35.errors import UserError
 from mlx_qwen35.terminal.arguments import Parser, between
 
 MAX_BYTES = 4 << 20  # of a schema or grammar
-NAMES = ("thinking_budget", "reasoning_effort", "response_format", "regex", "choices", "grammar", "fold_at")
 
 
 def add_form_options(parser: Parser) -> None:
@@ -51,14 +50,6 @@ def form_of(args: argparse.Namespace) -> dict[str, Any]:
     form = {name: value for name, value in given.items() if value is not None}
     check_form(form)
     return form
-
-
-def check_form(form: Mapping[str, Any]) -> None:
-    """Raises RequestError for what is none."""
-    if unknown := sorted(set(form) - set(NAMES)):
-        raise RequestError(f"{unknown[0][:40]!r} is nothing that this program knows of an answer's form.")
-    answer_form(*(form.get(name) for name in ("response_format", "regex", "choices", "grammar")))
-    thinking(None, form.get("thinking_budget"), form.get("reasoning_effort"))
 
 
 def tool_choice_of(name: str | None) -> str | dict[str, Any] | None:

@@ -63,16 +63,17 @@ class Pastes:
 class TerminalPrompt:
     """prompt_toolkit: Enter sends, Esc-Enter begins a line, Tab completes commands, arrows walk the history."""
 
-    def __init__(self, completions: Callable[[str], Iterable[str]]) -> None:
-        """completions: whole entries that could become of the text typed so far."""
+    def __init__(self, completions: Callable[[str], Iterable[str]], remember: bool) -> None:
+        """completions: whole entries that could become of the text typed so far   remember: entries, in a file"""
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import InMemoryHistory
 
         self._pastes = Pastes()
         self._session: PromptSession[str] = PromptSession(
             message=PROMPT,
             multiline=True,
             prompt_continuation="  ",
-            history=_history(state_folder() / "history", self._pastes),
+            history=_history(state_folder() / "history", self._pastes) if remember else InMemoryHistory(),
             key_bindings=_key_bindings(self._pastes),
             completer=_completer(completions),
             complete_while_typing=False,

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_qwen35.conversations.conversation import Conversation
+from mlx_qwen35.conversations.settings import Settings
 from mlx_qwen35.errors import UserError
-from mlx_qwen35.terminal.conversation import Conversation, Settings
 
 SETTINGS = Settings(
     "Be brief.",
