@@ -122,7 +122,11 @@ def make_parser() -> Parser:
         metavar="N",
         help="go on with the chat that was saved last, or the Nth of /chats",
     )
-    chat.add_argument("--no-history", action="store_true", help="save neither this chat nor what is typed")
+    chat.add_argument(
+        "--no-history",
+        action="store_true",
+        help="save neither this chat nor what is typed (with --disk none, nothing of them is on disk)",
+    )
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")

@@ -114,7 +114,6 @@ def _chosen(state: ChatState, argument: str, command: str) -> str:
 
 def _number(argument: str, command: str) -> int:
     if not (argument.isascii() and argument.isdigit() and len(argument) < 6):
-        raise UserError(
-            f"{command} takes a number, not {argument[:40]!r}." if argument else f"{command} needs a number."
-        )
+        found = f", not {argument[:40]!r}" if argument else ""
+        raise UserError(f"{command} takes a number{found}.")
     return int(argument)

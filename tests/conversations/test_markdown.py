@@ -27,7 +27,8 @@ def test_a_conversation_reads_as_it_went() -> None:
     assert as_markdown(conversation, "demo") == (
         "# Sums \\*and\\* more\n\n*demo*\n\n## System\n\n> Be brief.\n> And kind.\n\n## You\n\n4 + 5?\n\n"
         "## Assistant\n\n> **Thinking**\n>\n> hm\n> add\n\nCalls add:\n\n"
-        '````json\n{\n  "a": 4,\n  "text": "```"\n}\n````\n\n## Tool result\n\n```\n9\n```\n\n## Assistant\n\nIt is **9**.\n'
+        '````json\n{\n  "a": 4,\n  "text": "```"\n}\n````\n\n'
+        "## Tool result\n\n```\n9\n```\n\n## Assistant\n\nIt is **9**.\n"
     )
 
 

@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Store:
         ("APPLE library", ["First"], 1),
         ("first apple", ["First"], 1),
         ("sec", ["Second"], None),
-        ("grüsse", [], None),
+        ("GRÜSSE", ["Second"], 0),
         ("straße", ["Second"], 0),
         ("und NOCH", ["Second"], 1),
         ("mlx straße", [], None),

@@ -152,7 +152,19 @@ def test_several_lines_can_be_typed_and_pasted(chat: Start, tmp_path: Path) -> N
 def test_commands_help_and_correct(chat: Start) -> None:
     terminal = chat("--max-tokens", "3", rows=60)
     shown = ask(terminal, "/help")
-    for name in ("/think", "/preset", "/system", "/reset", "/save", "/load", "/stats", "/help", "/quit"):
+    for name in (
+        "/think",
+        "/preset",
+        "/system",
+        "/reset",
+        "/save",
+        "/load",
+        "/chats",
+        "/export",
+        "/stats",
+        "/help",
+        "/quit",
+    ):
         assert name in shown
     assert "did you mean /preset?" in ask(terminal, "/prset thinking")
     assert "did you mean thinking-coding?" in ask(terminal, "/preset thinking-codign")

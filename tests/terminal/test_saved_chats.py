@@ -54,7 +54,7 @@ def test_a_chat_goes_on_in_a_new_process_and_branches_there(chat: Start, store: 
     assert "exported 4 messages" in ask(second, "/export talk.md")
     assert "# Of whales" in (tmp_path / "talk.md").read_text()
     assert "nothing found" in ask(second, "/chats unheard-of")
-    assert "/branch takes the number" in ask(second, "/branch x")
+    assert "/branch takes a number, not" in ask(second, "/branch x")
     assert "2 answers" in ask(second, "/branch 7")
 
 
