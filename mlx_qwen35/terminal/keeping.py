@@ -12,6 +12,7 @@ from mlx_qwen35.conversations.index import Summary
 from mlx_qwen35.conversations.settings import Settings
 from mlx_qwen35.conversations.store import ChangedElsewhere, Store
 from mlx_qwen35.errors import UserError
+from mlx_qwen35.terminal.answering import counted
 
 
 @dataclass
@@ -81,7 +82,7 @@ def begun(keeper: Keeper, resume: int | None, settings: Settings) -> Conversatio
         return Conversation(settings)
     chats = keeper.store.listing().chats
     if resume > len(chats):
-        raise UserError(f"There is no saved chat {resume}: {len(chats)} are saved." if chats else "No chat is saved.")
+        raise UserError(f"There is no saved chat {resume}: {counted(len(chats), 'chat')} so far.")
     conversation = keeper.open(chats[resume - 1].id)
     given = {name: value for name, value in vars(settings).items() if value != getattr(Settings(), name)}
     conversation.settings = replace(conversation.settings, **given)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mlx_qwen35.conversations.conversation import Conversation
+from mlx_qwen35.conversations.settings import Settings
 from mlx_qwen35.conversations.store import Store
+from mlx_qwen35.errors import UserError
+from mlx_qwen35.terminal.keeping import Keeper, begun
 from tests.cli.conftest import Run, run
 from tests.terminal.test_chat import Start, ask, chat, own_folder
 
@@ -102,3 +106,14 @@ def test_resuming_what_is_not_there_is_one_line(chat: Start, run: Run) -> None:
     assert done.returncode == 2
     assert "stdin is none" in done.stderr
     assert "not a number" in run("chat", "--resume", "4b").stderr
+
+
+def test_options_given_with_resume_change_what_was_saved_and_nothing_else(store: Store) -> None:
+    saved = Conversation(Settings("Be brief.", True, seed=3, max_tokens=9))
+    saved.add("One", {"role": "assistant", "content": "1"})
+    store.create(saved, "demo")
+    resumed = begun(Keeper(True, store), 1, Settings(thinking=False, max_tokens=5))
+    assert resumed.settings == Settings("Be brief.", False, seed=3, max_tokens=5)
+    assert resumed.messages == saved.messages
+    with pytest.raises(UserError, match="no saved chat 2: 1 "):
+        begun(Keeper(True, store), 2, Settings())
