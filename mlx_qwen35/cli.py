@@ -127,6 +127,9 @@ def make_parser() -> Parser:
         action="store_true",
         help="save neither this chat nor what is typed (with --disk none, nothing of them is on disk)",
     )
+    chat.add_argument(
+        "--tools", action="append", default=[], metavar="NAMES", help="calc,clock,files:FOLDER,mcp:FILE (repeatable)"
+    )
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")
@@ -194,14 +197,22 @@ def run_chat(args: argparse.Namespace) -> None:
     if not sys.stdin.isatty():
         if args.resume:
             raise UsageError("--resume goes on with a chat at a terminal; stdin is none.")
+        if args.tools:
+            raise UsageError("chat --tools needs a terminal, where somebody can be asked before a tool runs.")
         _answer_once(args, _question(None), args.model)
         return
     keeper = Keeper(keeps=not args.no_history)
     conversation = begun(keeper, args.resume, settings)
-    with contextlib.closing(_load(args, args.model)) as runtime:
+    with contextlib.ExitStack() as open_now:
+        toolbox = None
+        if args.tools:
+            from mlx_qwen35.tools.choosing import open_toolbox
+
+            toolbox = open_now.enter_context(open_toolbox(args.tools))
+        runtime = open_now.enter_context(contextlib.closing(_load(args, args.model, guided=toolbox is not None)))
         from mlx_qwen35.terminal.chat import Chat
 
-        Chat(runtime, conversation, keeper, args.debug).run()
+        Chat(runtime, conversation, keeper, args.debug, toolbox).run()
 
 
 def run_generate(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ LAYERS = [
     "runtime",
     "asking session_file",
     "session",
+    "tools",
     "qwen",
     "convert",
     "counting",

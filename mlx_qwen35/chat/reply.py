@@ -94,9 +94,9 @@ class Gathering:
             self.finished = event
 
     def reply(self) -> Reply:
-        """After the last event, `Finished`."""
-        assert self.finished is not None
-        usage, reason = self.finished.usage, self.finished.reason
+        """What has come; before the last event, `Finished`, as of an answer that was cancelled."""
+        finished = self.finished or Finished("cancelled")
+        usage, reason = finished.usage, finished.reason
         content, reasoning = "".join(self._content), "".join(self._reasoning)
         logprobs, before = tuple(self._logprobs), tuple(self._reasoning_logprobs)
         return Reply(content, reasoning, self._calls, usage, reason, tuple(self._events), logprobs, before)

@@ -39,9 +39,9 @@ class Conversation:
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
         return [*system, *self.messages, {"role": "user", "content": question}]
 
-    def add(self, question: str, answer: Message) -> None:
-        """Keep a question with its answer, whole or stopped half-way."""
-        self.messages += [{"role": "user", "content": question}, answer]
+    def add(self, question: str, *said: Message) -> None:
+        """Keep a question with its answer, whole or stopped half-way, and what tools said on the way."""
+        self.messages += [{"role": "user", "content": question}, *said]
 
     def body(self, model: str) -> dict[str, Any]:
         """What a file holds of it, apart from the format's name and the title."""

@@ -81,11 +81,13 @@ class Answer:
 class EventPump:
     """The events of an answer, or None where none came for a fifteenth of a second.
 
-    `stop` may be called from a signal handler; what the generator then still does, it does alone.
+    What makes them may `ask` in between: the question comes among the events, and `reply` answers it. `stop` may be
+    called from a signal handler; what the generator then still does, it does alone.
     """
 
-    def __init__(self, start: Callable[[], Iterator[Event]]) -> None:
+    def __init__(self, start: Callable[[], Iterator[Any]]) -> None:
         self._start = start
+        self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="answer", daemon=True)
@@ -97,12 +99,22 @@ class EventPump:
     def stop(self) -> None:
         """End the answer after its next event; iteration ends at once."""
         self._stopped = True
+        self._replies.put(None)
+
+    def ask(self, question: Any) -> Any:
+        """From the thread that makes events: what `reply` is given; None when the answer was stopped."""
+        self._items.put(question)
+        return None if self._stopped else self._replies.get()
+
+    def reply(self, value: Any) -> None:
+        """Answer what was asked last."""
+        self._replies.put(value)
 
     def join(self, seconds: float) -> None:
         """Wait for the work to have ended."""
         self._thread.join(seconds)
 
-    def __iter__(self) -> Iterator[Event | None]:
+    def __iter__(self) -> Iterator[Any]:
         self._thread.start()
         while not self._stopped:
             try:

@@ -22,7 +22,9 @@ from mlx_qwen35.terminal.keeping import Keeper
 from mlx_qwen35.terminal.loading import demo_notice, is_demo
 from mlx_qwen35.terminal.prompt import LinePrompt, Prompt, TerminalPrompt, keys_unseen
 from mlx_qwen35.terminal.safe_text import one_line, safe
+from mlx_qwen35.terminal.turn import Turn
 from mlx_qwen35.terminal.views import PlainView, RichView, View, make_console
+from mlx_qwen35.tools.toolbox import Toolbox
 
 FAREWELL_SECONDS = 2.0  # for an answer that was stopped to let go of the model
 
@@ -30,12 +32,19 @@ FAREWELL_SECONDS = 2.0  # for an answer that was stopped to let go of the model
 class Chat:
     """One conversation between a person at a terminal and a loaded model."""
 
-    def __init__(self, runtime: Runtime, conversation: Conversation, keeper: Keeper, debug: bool = False) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        conversation: Conversation,
+        keeper: Keeper,
+        debug: bool = False,
+        toolbox: Toolbox | None = None,
+    ) -> None:
         self._console = make_console()
         self._prompt: Prompt = (
             TerminalPrompt(commands.completions, keeper.keeps) if sys.stdout.isatty() else LinePrompt()
         )
-        self._state = ChatState(runtime, conversation, self.say, keeper)
+        self._state = ChatState(runtime, conversation, self.say, keeper, toolbox)
         self._debug = debug
         self._pump: EventPump | None = None
 
@@ -72,7 +81,9 @@ class Chat:
         self.say(f"mlx-qwen35 {__version__} · {name} · thinking {thinking} · /help for commands, Ctrl-D leaves")
         if is_demo(runtime.name):
             self.say(demo_notice())
-        for note in runtime.notes:
+        if state.toolbox:
+            self.say(f"tools: {', '.join(state.toolbox.tools) or 'none'}")
+        for note in (*runtime.notes, *(state.toolbox.notes if state.toolbox else ())):
             self.say(one_line(note))
         if state.conversation.messages:
             saved_chats.say_where_it_stood(state)
@@ -92,37 +103,30 @@ class Chat:
             self._complain(f"{type(error).__name__}: {error}. This is a defect; --debug shows more.")
 
     def _ask(self, question: str) -> None:
-        answer = Answer()
-        pump = self._pump = EventPump(commands.events_of(self._state, question))
-        view: View = RichView(self._console, self._state.show_thinking) if self._console else PlainView()
-        with keys_unseen(), _stops_on_interrupt(pump):
+        turn = Turn(self._state, question, self._view, lambda text, style: _say(self._console, text, style))
+        self._pump = turn.pump
+        with keys_unseen(), _stops_on_interrupt(turn.pump):
             try:
-                for event in pump:
-                    if event is None:
-                        view.tick(answer)
-                    else:
-                        answer.take(event)
-                        view.show(event, answer)
+                turn.run(self._prompt.confirm)
             finally:
-                view.finish(answer)
-                self._keep(question, answer)
-        self._remark(answer)
+                self._keep(turn)
+        self._remark(turn.answer, turn.begun)
         if self._console:
             self._console.print()
 
-    def _keep(self, question: str, answer: Answer) -> None:
+    def _keep(self, turn: Turn) -> None:
         """What was said stays in the conversation, also when it was stopped or failed half-way."""
-        if answer.begun:
-            self._state.conversation.add(question, answer.message())
-            if trouble := self._state.keeper.keep(self._state.conversation, self._state.runtime.name):
-                self.say(one_line(trouble))
-        self._state.count(answer)
+        if turn.keep() and (trouble := self._state.keeper.keep(self._state.conversation, self._state.runtime.name)):
+            self.say(one_line(trouble))
 
-    def _remark(self, answer: Answer) -> None:
+    def _view(self) -> View:
+        return RichView(self._console, self._state.show_thinking) if self._console else PlainView()
+
+    def _remark(self, answer: Answer, begun: bool) -> None:
         if answer.reason == "length":
             self.say(answer.cut_off())
         elif answer.reason == "cancelled":
-            kept = "what is here stays in the conversation" if answer.begun else "the question is not kept"
+            kept = "what is here stays in the conversation" if begun else "the question is not kept"
             self.say(f"(stopped; {kept})")
 
     def _complain(self, line: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,11 @@ from mlx_qwen35.options import GIB
 from mlx_qwen35.terminal import saved_chats
 from mlx_qwen35.terminal.answering import Answer, counted
 from mlx_qwen35.terminal.keeping import Keeper
-from mlx_qwen35.terminal.safe_text import safe
+from mlx_qwen35.terminal.safe_text import one_line, safe
 
 if TYPE_CHECKING:
-    from mlx_qwen35.chat.events import Event
     from mlx_qwen35.runtime import ChatRequest, Runtime
+    from mlx_qwen35.tools.toolbox import Toolbox
 
 SUMMED = (
     "prompt_tokens",
@@ -43,6 +43,7 @@ class ChatState:
     conversation: Conversation
     say: Callable[[str], None]
     keeper: Keeper = field(default_factory=Keeper)
+    toolbox: Toolbox | None = None
     show_thinking: bool = True
     last: Answer | None = None
     answers: int = 0
@@ -56,6 +57,7 @@ class ChatState:
         s = self.conversation.settings
         return ChatRequest(
             self.conversation.asking(question),
+            self.toolbox.declarations() if self.toolbox else None,
             enable_thinking=s.thinking,
             preset=s.preset,
             sampling=s.sampling,
@@ -189,6 +191,15 @@ def _stats(state: ChatState, argument: str) -> None:
     )
 
 
+def _tools(state: ChatState, argument: str) -> None:
+    if not state.toolbox or not state.toolbox.tools:
+        state.say("no tools; they are chosen at the start: chat --tools calc,clock,files:FOLDER,mcp:FILE")
+        return
+    for tool in state.toolbox.tools.values():
+        asked = ", asks before it runs" if tool.effect else ""
+        state.say(f"{tool.name}{asked}: {one_line(tool.description, 200)}")
+
+
 def _help(state: ChatState, argument: str) -> None:
     width = max(len(command.usage) for command in COMMANDS.values())
     state.say("\n".join(f"{command.usage:<{width}}  {command.help}" for command in COMMANDS.values()))
@@ -215,6 +226,7 @@ COMMANDS: dict[str, Command] = {
     "branch": Command("/branch [N]", "go on in a copy, from answer N or the last", saved_chats.branch),
     "delete": Command("/delete N", "delete a chat of that list", saved_chats.delete),
     "export": Command("/export FILE", "write this chat as .md (Markdown) or .json", _export),
+    "tools": Command("/tools", "what the model may call", _tools),
     "stats": Command("/stats", "tokens, speeds and sampling", _stats),
     "help": Command("/help", "this list", _help),
     "quit": Command("/quit", "leave", _quit),
@@ -253,9 +265,3 @@ def _speeds(usage: Usage) -> str:
     if usage.accepted_tokens:
         parts[1] += f", {usage.tokens_per_step:.2f} a step"
     return ", ".join(parts)
-
-
-def events_of(state: ChatState, question: str) -> Callable[[], Iterator[Event]]:
-    """What starts the answer to `question`."""
-    request = state.request(question)
-    return lambda: state.runtime.chat(request)

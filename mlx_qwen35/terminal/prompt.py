@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ class Prompt(Protocol):
         """The next entry; None at the end of input. KeyboardInterrupt for Ctrl-C at an empty prompt."""
         ...
 
+    def confirm(self, question: str) -> str:
+        """What is typed after the question was seen, one line. KeyboardInterrupt for Ctrl-C, "" at the end of input."""
+        ...
+
 
 class LinePrompt:
     """Where stdout is no terminal: a line of stdin at a time, the prompt on stderr."""
@@ -34,6 +39,12 @@ class LinePrompt:
         print(PROMPT, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         return line.rstrip("\n") if line else None
+
+    def confirm(self, question: str) -> str:
+        _forget_what_was_typed()
+        print(question, end="", file=sys.stderr, flush=True)
+        with _interrupts_raised():
+            return sys.stdin.readline().strip()
 
 
 class Pastes:
@@ -85,6 +96,36 @@ class TerminalPrompt:
             return self._pastes.expand(self._session.prompt())
         except EOFError:
             return None
+
+    def confirm(self, question: str) -> str:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.input.typeahead import clear_typeahead
+
+        # Keys that came with the last entry are kept apart from those that the terminal still holds.
+        clear_typeahead(self._session.input)
+        _forget_what_was_typed()
+        try:
+            return PromptSession(input=self._session.input, output=self._session.output).prompt(question).strip()
+        except EOFError:
+            return ""
+
+
+def _forget_what_was_typed() -> None:
+    """What was typed before a question was seen is no answer to it."""
+    if sys.stdin.isatty():
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
+
+@contextlib.contextmanager
+def _interrupts_raised() -> Iterator[None]:
+    """Ctrl-C as KeyboardInterrupt, whatever it does around this."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
