@@ -126,6 +126,8 @@ class McpServers:
         )
 
     def _call(self, server: _Server, name: str, arguments: Mapping[str, Any]) -> str:
+        if server.ended.done():
+            raise ToolError(f"the MCP server {server.entry.name} has ended")
         future = asyncio.run_coroutine_threadsafe(_call(server, name, dict(arguments)), self._loop)
         try:
             return future.result(server.call_seconds)
@@ -178,9 +180,8 @@ async def _offered(session: ClientSession) -> list[ServerTool]:
 
 
 async def _call(server: _Server, name: str, arguments: dict[str, Any]) -> str:
-    if server.session is None:
-        raise ToolError(f"the MCP server {server.entry.name} has ended")
     try:
+        assert server.session is not None  # as long as the server has not ended
         result = await server.session.call_tool(name, arguments, read_timeout_seconds=server.call_seconds)
         text = _text(result.content)  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:
