@@ -128,7 +128,12 @@ def make_parser() -> Parser:
         help="save neither this chat nor what is typed (with --disk none, nothing of them is on disk)",
     )
     chat.add_argument(
-        "--tools", action="append", default=[], metavar="NAMES", help="calc,clock,files:FOLDER,mcp:FILE (repeatable)"
+        "--tools",
+        dest="toolbox",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="calc,clock,files:FOLDER,mcp:FILE (repeatable)",
     )
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
@@ -197,7 +202,7 @@ def run_chat(args: argparse.Namespace) -> None:
     if not sys.stdin.isatty():
         if args.resume:
             raise UsageError("--resume goes on with a chat at a terminal; stdin is none.")
-        if args.tools:
+        if args.toolbox:
             raise UsageError("chat --tools needs a terminal, where somebody can be asked before a tool runs.")
         _answer_once(args, _question(None), args.model)
         return
@@ -205,10 +210,10 @@ def run_chat(args: argparse.Namespace) -> None:
     conversation = begun(keeper, args.resume, settings)
     with contextlib.ExitStack() as open_now:
         toolbox = None
-        if args.tools:
+        if args.toolbox:
             from mlx_qwen35.tools.choosing import open_toolbox
 
-            toolbox = open_now.enter_context(open_toolbox(args.tools))
+            toolbox = open_now.enter_context(open_toolbox(args.toolbox))
         runtime = open_now.enter_context(contextlib.closing(_load(args, args.model, guided=toolbox is not None)))
         from mlx_qwen35.terminal.chat import Chat
 
