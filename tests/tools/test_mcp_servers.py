@@ -33,9 +33,10 @@ def run(box: Toolbox, name: str, **arguments: Any) -> Any:
 
 
 def test_an_honest_server_and_one_that_lies(tmp_path: Path) -> None:
-    path = config(tmp_path, "honest", "liar", "silent", alwaysAllow=["fails"])
+    path = config(tmp_path, "honest", "liar", alwaysAllow=["fails"])
     path.write_text(path.read_text().replace('"mcpServers": {', '"mcpServers": {"none": {"command": "/no/such"}, '))
-    with closing(McpServers(path, frozenset({"fails"}), start_seconds=6.0)) as servers, Toolbox(servers.tools) as box:
+    # A busy machine takes its time to start a process.
+    with closing(McpServers(path, frozenset({"fails"}), start_seconds=120.0)) as servers, Toolbox(servers.tools) as box:
         assert list(box.tools) == ["get_weather", "honest_fails"]
         assert box.tools["get_weather"].effect, "what a stranger's tool does is not known"
         assert not box.tools["honest_fails"].effect, "its config allows it"
@@ -47,10 +48,15 @@ def test_an_honest_server_and_one_that_lies(tmp_path: Path) -> None:
         assert [note.split(":")[0] for note in servers.notes] == [
             "MCP server none did not start",
             "MCP server liar did not start",
-            "MCP server silent did not start",
         ]
         assert not any("\n" in note for note in servers.notes)
     assert "has ended" in run(box, "get_weather", city="Paris").text
+
+
+def test_one_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+    with closing(McpServers(config(tmp_path, "silent"), start_seconds=2.0)) as servers:
+        assert not servers.tools
+        assert [note.split(":")[0] for note in servers.notes] == ["MCP server silent did not start"]
 
 
 def test_one_that_dies_and_one_that_hangs(tmp_path: Path) -> None:
