@@ -15,11 +15,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 from mlx_lm.utils import load_model as load_stock_model
 
 from examples import real_shapes
 from examples.benchmarks.measure import Timing, in_turn, print_conditions, print_table
+from mlx_qwen35.benching.contenders import widen
 from mlx_qwen35.hub.family import FAMILY
 from mlx_qwen35.models.weights import load_model
 
@@ -29,9 +29,7 @@ VOCAB = 1024
 def load_stock(folder: Path) -> nn.Module:
     """Stock's network, activations, scales and biases in float32."""
     model, _ = load_stock_model(folder, strict=True)
-    narrow = (mx.bfloat16, mx.float16)
-    model.update(tree_map(lambda a: a.astype(mx.float32) if a.dtype in narrow else a, model.parameters()))
-    mx.eval(model.parameters())
+    widen(model, mx.float32)
     return model
 
 

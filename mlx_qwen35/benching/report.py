@@ -18,7 +18,8 @@ COLOURS = ("#c2410c", "#4b6a88", "#6b7f3a", "#7a4b88")
 
 @dataclass
 class Bench:
-    """Everything of one run. conditions: lines on the machine and versions   load, peak: seconds and bytes of ours
+    """Everything of one run. conditions: lines on the machine and versions   load: seconds of ours
+    peak: MLX's bytes, those of a peer in this process among them
     cold, cached: seconds to the first token of a prompt of `cached_length` tokens, new and again
     """
 
@@ -54,7 +55,8 @@ def lines_of(bench: Bench) -> list[str]:
     table = [f"| {' | '.join(row)} |" for row in rows]
     first = (
         f"A prompt of {bench.cached_length:,} tokens: first token after {bench.cold:.2f} s, asked again "
-        f"{bench.cached:.2f} s. Loaded in {bench.load:.1f} s; MLX's peak {bench.peak / 1e9:.2f} GB."
+        f"{bench.cached:.2f} s. Loaded in {bench.load:.1f} s; MLX's peak, of all that run in this process, "
+        f"{bench.peak / 1e9:.2f} GB."
     )
     return [f"### {bench.title}", "", *bench.conditions, "", *table, "", first]
 
