@@ -1,4 +1,4 @@
-"""The page: Gradio components, and the few functions behind them. Thin over `Runtime`; serves nothing by itself.
+"""The page: Gradio components, and the few functions behind them. Thin over the desk; serves nothing by itself.
 
 Import it through `server.make_app`, which switches Gradio's telemetry off first.
 """
@@ -16,12 +16,13 @@ from gradio.themes import Base, Default
 
 from mlx_qwen35 import demo_checkpoint
 from mlx_qwen35.app.conversation import Answer, Question, Turn, blocks_of, messages_of, paced, status_line
+from mlx_qwen35.app.desk import Backend, Desk
 from mlx_qwen35.chat.events import Event
 from mlx_qwen35.chat.presets import FAMILY as PRESETS
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.advice import real_checkpoint
 from mlx_qwen35.options import Sampling
-from mlx_qwen35.runtime import ChatRequest, Runtime
+from mlx_qwen35.requests import ChatRequest
 
 REPAINT = 0.05  # seconds; the eye sees no more, and each repaint costs the whole conversation
 AUTOMATIC = ""  # the preset that fits thinking on or off
@@ -49,8 +50,9 @@ def theme() -> Base:
     return Default(font=SANS, font_mono=MONO)
 
 
-def build(runtime: Runtime) -> gr.Blocks:
-    """The page for one loaded checkpoint. Each browser tab has a conversation of its own."""
+def build(desk: Desk) -> gr.Blocks:
+    """The page. Each browser tab has a conversation of its own."""
+    runtime = desk.runtime
     thinks = runtime.thinks(ChatRequest([]))
     with gr.Blocks(title=f"{runtime.name} · mlx-qwen35", fill_height=True, analytics_enabled=False) as page:
         gr.Markdown(heading(runtime))
@@ -132,7 +134,7 @@ def build(runtime: Runtime) -> gr.Blocks:
 
 
 def respond(
-    runtime: Runtime, question: str, turns: Sequence[Turn], system: str, thinking: bool, preset: str
+    runtime: Backend, question: str, turns: Sequence[Turn], system: str, thinking: bool, preset: str
 ) -> Iterator[tuple[Any, ...]]:
     """Ask the model; yield the page's values as the answer grows. Closing this generator stops the model."""
     if not question.strip():
@@ -169,14 +171,16 @@ def _values(turns: Sequence[Turn], question: Any = None) -> tuple[Any, ...]:
     return blocks_of(turns), line, turns, gr.skip() if question is None else question
 
 
-def heading(runtime: Runtime) -> str:
+def heading(runtime: Backend) -> str:
     """The model's name; under the demo's, what it is and is not, and how to get a real one."""
     title = f"### {Path(runtime.name).name or runtime.name}"
-    is_demo = runtime.folder.resolve() == Path(str(demo_checkpoint.__file__)).parent.resolve()
+    is_demo = (
+        runtime.folder is not None and runtime.folder.resolve() == Path(str(demo_checkpoint.__file__)).parent.resolve()
+    )
     return f"{title}\n{DEMO_NOTE.format(real=real_checkpoint('app', '`'))}" if is_demo else title
 
 
-def numbers_line(runtime: Runtime, thinking: bool, preset: str) -> str:
+def numbers_line(runtime: Backend, thinking: bool, preset: str) -> str:
     """The sampling numbers that `runtime` would use, in one line."""
     try:
         return describe(runtime.sampling(ChatRequest([], enable_thinking=thinking, preset=preset or None)))

@@ -10,12 +10,14 @@ import os
 import socket
 import sys
 import webbrowser
+from collections.abc import Sequence
 
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.hub.catalog import last_used, remember_last
 from mlx_qwen35.hub.names import DEMO
 from mlx_qwen35.options import CacheOptions
 from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime
+from mlx_qwen35.tools.choosing import open_toolbox
 
 FIRST_PORT, PORTS_TRIED = 7860, 20
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -30,24 +32,27 @@ def serve(
     force: bool = False,
     offline: bool = False,
     caches: CacheOptions = CacheOptions(),  # noqa: B008 (frozen)
+    tools: Sequence[str] = (),
 ) -> None:
     """Load `model` and serve the chat page until interrupted. The URL goes to stderr in one line when it answers.
 
     model: folder, hub id or short name; None takes the last used one, else the demo
     host: a loopback name or address   port: None takes the first free one from 7860, 0 any
-    context, force, offline, caches: as for `Runtime.load`
+    context, force, offline, caches: as for `Runtime.load`   tools: as for `tools.choosing.open_toolbox`
     Raises UserError: no gradio here, a host beyond loopback, a port in use, or what `Runtime.load` raises.
     """
     _require_gradio()
+    from mlx_qwen35.app.desk import Desk
     from mlx_qwen35.app.web import Server, make_app
 
-    with bind(host, port) as listener:
+    with bind(host, port) as listener, contextlib.ExitStack() as open_now:
+        toolbox = open_now.enter_context(open_toolbox(tools)) if tools else None
         name = model or last_used() or DEMO
         runtime = Runtime.load(
             name, context=context, force=force, offline=offline, progress=_Loading(name), caches=caches, warn=_say
         )
         remember_last(name)
-        for note in runtime.notes:
+        for note in (*runtime.notes, *(toolbox.notes if toolbox else ())):
             _say(note)
 
         def ready() -> None:
@@ -58,7 +63,7 @@ def serve(
 
         # uvicorn hands on the interrupt that ended it.
         with contextlib.closing(runtime), contextlib.suppress(KeyboardInterrupt):
-            Server(make_app(runtime), ready).run(sockets=[listener])
+            Server(make_app(Desk(runtime, toolbox=toolbox)), ready).run(sockets=[listener])
 
 
 def _say(line: str) -> None:

@@ -14,20 +14,20 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from mlx_qwen35.app.desk import Desk
 from mlx_qwen35.app.guard import LoopbackGuard
 from mlx_qwen35.app.page import STYLE, build, theme
-from mlx_qwen35.runtime import Runtime
 
 GRACE = 1  # seconds that open streams get at the end; a page's heartbeat would keep its own open for ever
 
 
-def make_app(runtime: Runtime) -> ASGIApp:
-    """The page over `runtime` as an ASGI application, to be served at the root of a loopback address."""
+def make_app(desk: Desk) -> ASGIApp:
+    """The page over `desk` as an ASGI application, to be served at the root of a loopback address."""
     # FastAPI's own documentation pages load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gradio.mount_gradio_app(
         app,
-        build(runtime),
+        build(desk),
         path="/",
         theme=theme(),
         css=STYLE,

@@ -127,14 +127,7 @@ def make_parser() -> Parser:
         action="store_true",
         help="save neither this chat nor what is typed (with --disk none, nothing of them is on disk)",
     )
-    chat.add_argument(
-        "--tools",
-        dest="toolbox",
-        action="append",
-        default=[],
-        metavar="NAMES",
-        help="calc,clock,files:FOLDER,mcp:FILE (repeatable)",
-    )
+    _add_toolbox(chat)
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")
@@ -175,6 +168,17 @@ def _add_eval(parser: Parser) -> None:
     add_arguments(parser)
 
 
+def _add_toolbox(parser: Parser) -> None:
+    parser.add_argument(
+        "--tools",
+        dest="toolbox",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="calc,clock,files:FOLDER,mcp:FILE (repeatable)",
+    )
+
+
 def _add_app(parser: Parser) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)"
@@ -182,6 +186,7 @@ def _add_app(parser: Parser) -> None:
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
     parser.add_argument("--port", type=between(int, 0, 65535), metavar="N", help="port (the first free from 7860)")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, help="open the page, or not")
+    _add_toolbox(parser)
 
 
 def run_chat(args: argparse.Namespace) -> None:
@@ -280,6 +285,7 @@ def run_app(args: argparse.Namespace) -> None:
         force=args.force,
         offline=args.offline,
         caches=caches_of(args),
+        tools=args.toolbox,
         **({} if args.context is None else {"context": args.context}),
     )
 

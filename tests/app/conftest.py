@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from gradio_client import Client
 
+from mlx_qwen35.app.desk import Desk
 from mlx_qwen35.app.server import bind, url_of
 from mlx_qwen35.app.web import Server, make_app
 from mlx_qwen35.chat.events import Event
+from mlx_qwen35.conversations.store import Store
 from mlx_qwen35.runtime import ChatRequest, Runtime
 from tests.support.tiny_chat import write_tiny_chat
 
@@ -47,8 +49,9 @@ def tiny_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     listener = bind("127.0.0.1", 0)
     app = RunningApp(url_of(listener), runtime)
     runtime.chat = recorded
+    desk = Desk(runtime, Store(tmp_path_factory.mktemp("chats")))
     ready = threading.Event()
-    server = Server(make_app(runtime), ready.set)
+    server = Server(make_app(desk), ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     assert ready.wait(60)
