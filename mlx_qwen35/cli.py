@@ -191,8 +191,9 @@ def _add_app(parser: Parser) -> None:
 
 def run_chat(args: argparse.Namespace) -> None:
     """Talk at a terminal; where stdin is none, answer all of it as one question."""
+    from mlx_qwen35.conversations.keeping import Keeper
     from mlx_qwen35.conversations.settings import Settings
-    from mlx_qwen35.terminal.keeping import Keeper, begun
+    from mlx_qwen35.terminal.keeping import begun
 
     settings = Settings(
         args.system or "",

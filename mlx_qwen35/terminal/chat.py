@@ -13,17 +13,18 @@ from rich.text import Text
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.conversations.conversation import Conversation
+from mlx_qwen35.conversations.keeping import Keeper
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.runtime import Runtime
 from mlx_qwen35.terminal import commands, saved_chats
-from mlx_qwen35.terminal.answering import Answer, EventPump
+from mlx_qwen35.terminal.answering import Answer
 from mlx_qwen35.terminal.commands import ChatState
-from mlx_qwen35.terminal.keeping import Keeper
 from mlx_qwen35.terminal.loading import demo_notice, is_demo
 from mlx_qwen35.terminal.prompt import LinePrompt, Prompt, TerminalPrompt, keys_unseen
 from mlx_qwen35.terminal.safe_text import one_line, safe
 from mlx_qwen35.terminal.turn import Turn
 from mlx_qwen35.terminal.views import PlainView, RichView, View, make_console
+from mlx_qwen35.tools.pump import EventPump
 from mlx_qwen35.tools.toolbox import Toolbox
 
 FAREWELL_SECONDS = 2.0  # for an answer that was stopped to let go of the model

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.events import Usage
 from mlx_qwen35.conversations.conversation import Conversation
+from mlx_qwen35.conversations.keeping import Keeper
 from mlx_qwen35.conversations.markdown import export
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.options import GIB
 from mlx_qwen35.terminal import saved_chats
 from mlx_qwen35.terminal.answering import Answer, counted
-from mlx_qwen35.terminal.keeping import Keeper
 from mlx_qwen35.terminal.safe_text import one_line, safe
 
 if TYPE_CHECKING:

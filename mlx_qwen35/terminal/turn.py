@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_qwen35.chat.events import Finished
-from mlx_qwen35.terminal.answering import Answer, EventPump
+from mlx_qwen35.terminal.answering import Answer
 from mlx_qwen35.terminal.commands import ChatState
 from mlx_qwen35.terminal.safe_text import one_line, safe
 from mlx_qwen35.terminal.views import View
 from mlx_qwen35.tools.loop import OverRequest, Said, answer_with_tools
+from mlx_qwen35.tools.pump import EventPump
 from mlx_qwen35.tools.tool import Call, Step, Verdict
 
 SHOWN_LINES = 12  # of a tool's result; the model reads all of it

@@ -14,11 +14,12 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from mlx_qwen35.chat.events import Content, Event, PrefillProgress, Reasoning, ToolCallEnd
-from mlx_qwen35.terminal.answering import TICK_SECONDS, Answer
+from mlx_qwen35.terminal.answering import Answer
 from mlx_qwen35.terminal.blocks import MarkdownBlocks
 from mlx_qwen35.terminal.markdown import AnswerMarkdown, thinking_text
 from mlx_qwen35.terminal.painter import Painter
 from mlx_qwen35.terminal.safe_text import safe
+from mlx_qwen35.tools.pump import TICK_SECONDS
 
 PATIENCE_SECONDS = 2.0  # a prefill longer than this gets a progress line
 

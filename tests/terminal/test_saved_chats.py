@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mlx_qwen35.conversations.conversation import Conversation
+from mlx_qwen35.conversations.keeping import Keeper
 from mlx_qwen35.conversations.settings import Settings
 from mlx_qwen35.conversations.store import Store
 from mlx_qwen35.errors import UserError
-from mlx_qwen35.terminal.keeping import Keeper, begun
+from mlx_qwen35.terminal.keeping import begun
 from tests.cli.conftest import Run, run
 from tests.terminal.test_chat import Start, ask, chat, own_folder
 
