@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_qwen35.loopback import is_loopback, is_same_origin, name_of
+from mlx_qwen35.access import is_own_host
+from mlx_qwen35.loopback import is_same_origin
 
 # Inline styles are how Gradio lays out; inline script runs with this response's nonce only, which no answer can know.
 POLICY = (
@@ -26,17 +28,22 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-DNS-Prefetch-Control": "off",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), display-capture=()",
 }
 # Gradio's own social-media cards name pages and pictures elsewhere.
 SOCIAL_CARD = re.compile(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>')
 SCRIPT = re.compile(r"<script(?=[\s>])")
 
 
-class LoopbackGuard:
-    """ASGI middleware: loopback Host, same Origin, and a content policy on every response."""
+class Guard:
+    """ASGI middleware: our own Host, same Origin, and a content policy on every response.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    hosts: further names of this machine   only_loopback: nothing beyond this computer can connect
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] = (), *, only_loopback: bool = True) -> None:
+        self._app, self._hosts, self._only_loopback = app, [host.lower() for host in hosts], only_loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -45,22 +52,23 @@ class LoopbackGuard:
         if scope["type"] != "http":  # the page uses no websockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        headers = Headers(scope=scope)
-        if refusal := refused(headers.get("host", ""), headers.get("origin")):
+        if refusal := self._refused(Headers(scope=scope)):
             await PlainTextResponse(refusal, status_code=403)(scope, receive, send)
             return
-        # Compression gains nothing on loopback, and HTML is edited on its way out.
+        # Compression gains little on the way to this computer or its neighbours, and HTML is edited on its way out.
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
         await self._app(scope, receive, _Outgoing(send))
 
-
-def refused(host: str, origin: str | None) -> str:
-    """Why a request is refused, or "". Any port will do, since a tunnel may lead here from another one."""
-    if not is_loopback(name_of(host)):
-        return "This page answers on this computer only: open it as http://127.0.0.1 or http://localhost.\n"
-    if origin is not None and not is_same_origin(origin, host):
-        return "This page takes no requests from other pages.\n"
-    return ""
+    def _refused(self, headers: Headers) -> str:
+        """Why a request is refused, or "". Any port will do, since a tunnel may lead here from another one."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if len(headers.getlist("host")) != 1 or not is_own_host(host, self._hosts, only_loopback=self._only_loopback):
+            if self._only_loopback:
+                return "This page answers on this computer only: open it as http://127.0.0.1 or http://localhost.\n"
+            return "This page answers under this machine's own names and addresses; --allow-host adds others.\n"
+        if origin is not None and not is_same_origin(origin, host):
+            return "This page takes no requests from other pages.\n"
+        return ""
 
 
 class _Outgoing:

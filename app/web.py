@@ -15,14 +15,16 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from mlx_qwen35.app.desk import Desk
-from mlx_qwen35.app.guard import LoopbackGuard
+from mlx_qwen35.app.door import Door
+from mlx_qwen35.app.guard import Guard
+from mlx_qwen35.app.login import Login
 from mlx_qwen35.app.page import STYLE, build, theme
 
 GRACE = 1  # seconds that open streams get at the end; a page's heartbeat would keep its own open for ever
 
 
-def make_app(desk: Desk) -> ASGIApp:
-    """The page over `desk` as an ASGI application, to be served at the root of a loopback address."""
+def make_app(desk: Desk, door: Door = Door()) -> ASGIApp:  # noqa: B008 (frozen)
+    """The page over `desk` as an ASGI application, to be served at the root of an address."""
     # FastAPI's own documentation pages load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gradio.mount_gradio_app(
@@ -39,7 +41,8 @@ def make_app(desk: Desk) -> ASGIApp:
         max_file_size=1,  # the page takes no files
         enable_monitoring=False,
     )
-    return LoopbackGuard(app)
+    behind = Login(app, door.passwords) if door.passwords else app
+    return Guard(behind, door.hosts, only_loopback=door.only_loopback)
 
 
 class Server(uvicorn.Server):

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.errors import UserError
+from mlx_qwen35.terminal.app_arguments import add_app_options
 from mlx_qwen35.terminal.arguments import (
     Parser,
     UsageError,
     add_answer_options,
     add_model_options,
+    add_toolbox_option,
     between,
     caches_of,
     sampling_of,
@@ -127,7 +129,7 @@ def make_parser() -> Parser:
         action="store_true",
         help="save neither this chat nor what is typed (with --disk none, nothing of them is on disk)",
     )
-    _add_toolbox(chat)
+    add_toolbox_option(chat)
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")
@@ -135,7 +137,7 @@ def make_parser() -> Parser:
     add_convert_options(add("convert", run_convert, "Convert a checkpoint to MLX, quantized.", "convert 4b --bits 4"))
     measure = add("eval", run_eval, "Measure a conversion against its source.", "eval kl 4b ./Qwen3.5-4B-4bit")
     measure.later = _add_eval
-    _add_app(add("app", run_app, "Chat in the browser.", "app 4b"))
+    add_app_options(add("app", run_app, "Chat in the browser.", "app 4b"))
     add_serve_options(
         add("serve", run_serve, "Serve a model to agent tools, as OpenAI and Anthropic do.", "serve 35b-a3b")
     )
@@ -166,27 +168,6 @@ def _add_eval(parser: Parser) -> None:
 
     parser.add_argument("measure", choices=["kl"], metavar="kl", help="divergence of the next token's distribution")
     add_arguments(parser)
-
-
-def _add_toolbox(parser: Parser) -> None:
-    parser.add_argument(
-        "--tools",
-        dest="toolbox",
-        action="append",
-        default=[],
-        metavar="NAMES",
-        help="calc,clock,files:FOLDER,mcp:FILE (repeatable)",
-    )
-
-
-def _add_app(parser: Parser) -> None:
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)"
-    )
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
-    parser.add_argument("--port", type=between(int, 0, 65535), metavar="N", help="port (the first free from 7860)")
-    parser.add_argument("--browser", action=argparse.BooleanOptionalAction, help="open the page, or not")
-    _add_toolbox(parser)
 
 
 def run_chat(args: argparse.Namespace) -> None:
@@ -277,11 +258,11 @@ def run_kernels(args: argparse.Namespace) -> None:
 
 def run_app(args: argparse.Namespace) -> None:
     from mlx_qwen35.app import serve
+    from mlx_qwen35.app.door import Door, read_passwords
 
     serve(
         args.model,
-        host=args.host,
-        port=args.port,
+        Door(args.host, args.port, read_passwords(args.password_file), tuple(args.allow_host)),
         open_browser=sys.platform == "darwin" if args.browser is None else args.browser,
         force=args.force,
         offline=args.offline,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import itself and what stands before it.
 LAYERS = [
     "errors options blas columns loopback",
-    "requests hub chat",
+    "requests hub chat access",
     "conversations",
     "metal_kernels",
     "caches",
@@ -33,7 +33,7 @@ LAYERS = [
     "terminal app server",
     "cli",
 ]
-WITHOUT_MLX = ("hub", "chat", "conversations", "errors", "options", "blas", "columns", "loopback", "requests")
+WITHOUT_MLX = ("hub", "chat", "conversations", "errors", "options", "blas", "columns", "loopback", "requests", "access")
 NEVER = {"torch", "cv2", "transformers", "convert", "app", "metal_kernels"}
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import ipaddress
-import socket
-
 from starlette.datastructures import Headers
 
-from mlx_qwen35.loopback import is_loopback, is_same_origin, name_of
+from mlx_qwen35.access import is_known, is_own_host
+from mlx_qwen35.loopback import is_same_origin
 from mlx_qwen35.server.protocol import Refused
 from mlx_qwen35.server.settings import Settings
 
@@ -22,7 +18,7 @@ def check_caller(headers: Headers, settings: Settings, public: bool = False) -> 
     origin = headers.get("origin")
     if origin is not None and not _may_come_from(origin, host, settings):
         raise Refused(403, "This server takes no requests from other pages; --allow-origin names those it should.")
-    if settings.keys and not public and not _is_known(_key(headers), settings.keys):
+    if settings.keys and not public and not is_known(_key(headers), settings.keys):
         raise Refused(401, "The API key is missing or wrong.", code="invalid_api_key")
 
 
@@ -47,24 +43,7 @@ def is_preflight(method: str, headers: Headers, settings: Settings) -> bool:
 
 
 def _is_ours(host: str, settings: Settings) -> bool:
-    name = name_of(host)
-    if is_loopback(name) or name in (known.lower() for known in settings.hosts):
-        return True
-    # A page that rebinds a name sends that name: an address, or the machine's own name, is no such page.
-    return not settings.loopback and (_is_address(name) or name in _own_names())
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _own_names() -> tuple[str, str]:
-    name = socket.gethostname().lower().removesuffix(".local")
-    return name, f"{name}.local"
+    return is_own_host(host, [name.lower() for name in settings.hosts], only_loopback=settings.loopback)
 
 
 def _may_come_from(origin: str, host: str, settings: Settings) -> bool:
@@ -75,13 +54,3 @@ def _key(headers: Headers) -> str:
     """As OpenAI's clients send it, or as Anthropic's do."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-
-
-def _is_known(given: str, keys: tuple[str, ...]) -> bool:
-    """In a time that says nothing of how near a guess was, nor of a key's length."""
-    digest = _digest(given)
-    return sum(hmac.compare_digest(digest, _digest(key)) for key in keys) > 0
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -13,13 +13,13 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mlx_qwen35.access import BACKLOG, listen
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.server.app import App
 from mlx_qwen35.server.openai_errors import openai_error
 from mlx_qwen35.server.protocol import Refused
 from mlx_qwen35.server.responses import dumps
 
-BACKLOG = 1024  # connections that the system accepts before we do
 FILES = 4096  # open at once; macOS gives 256 unless asked
 KEEP_ALIVE_SECONDS = 75
 LAST_WORDS_SECONDS = 2  # from telling running answers that it ends, to cutting them off
@@ -107,26 +107,13 @@ class Server(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigError, before any model is loaded."""
     raise_file_limit()
-    address = "127.0.0.1" if host.lower() == "localhost" else host.strip("[]")
-    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
-        # Without it a restart within a minute would find its own port taken.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(BACKLOG)
+        return listen(host, port)
     except OSError as error:
-        listener.close()
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
             f"Cannot listen on {host[:80]} port {port}: {reason}. Give another --host or --port."
         ) from None
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """The base URL for clients on this computer, without /v1."""
-    address, port = listener.getsockname()[:2]
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def raise_file_limit() -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mlx_qwen35.access import LONGEST_SECRET, read_secrets, url_of
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.loopback import is_loopback
 from mlx_qwen35.runtime import Runtime
 from mlx_qwen35.server.app import App
-from mlx_qwen35.server.listening import Server, bind, url_of
+from mlx_qwen35.server.listening import Server, bind
 from mlx_qwen35.server.protocol import Served
 from mlx_qwen35.server.settings import Settings
 
 KEY_VARIABLE = "MLX_QWEN35_API_KEY"
-LONGEST_KEY = 512
 
 
 def serve(
@@ -66,19 +65,8 @@ def model_name(runtime: Runtime) -> str:
 
 def api_keys(given: Sequence[str], files: Sequence[Path]) -> tuple[str, ...]:
     """Keys of the command line, of files (one a line) and of the environment. Raises ConfigError."""
-    keys = [*given]
-    for path in files:
-        try:
-            lines = path.expanduser().read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the keys in {path}: {type(error).__name__}.") from None
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise ConfigError(f"{path} holds no key; write one a line.")
-        keys += found
-    if from_environment := os.environ.get(KEY_VARIABLE, "").strip():
-        keys.append(from_environment)
+    keys = read_secrets("key", given, files, KEY_VARIABLE)
     for key in keys:
-        if not key or len(key) > LONGEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigError(f"An API key has 1 to {LONGEST_KEY} ASCII characters, without spaces.")
-    return tuple(dict.fromkeys(keys))
+        if not key or len(key) > LONGEST_SECRET or not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(f"An API key has 1 to {LONGEST_SECRET} ASCII characters, without spaces.")
+    return keys

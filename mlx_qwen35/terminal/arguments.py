@@ -118,6 +118,18 @@ def add_model_options(parser: Parser) -> None:
     )
 
 
+def add_toolbox_option(parser: Parser) -> None:
+    """Which tools the model may call while people chat."""
+    parser.add_argument(
+        "--tools",
+        dest="toolbox",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="calc,clock,files:FOLDER,mcp:FILE (repeatable)",
+    )
+
+
 def kv_bits(text: str) -> int:
     if text not in map(str, KV_BITS):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one of {', '.join(map(str, KV_BITS))}")

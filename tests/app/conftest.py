@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from gradio_client import Client
+from starlette.types import ASGIApp
 
+from mlx_qwen35.access import url_of
 from mlx_qwen35.app.desk import Desk
-from mlx_qwen35.app.server import bind, url_of
+from mlx_qwen35.app.door import Door, bind
 from mlx_qwen35.app.web import Server, make_app
 from mlx_qwen35.chat.events import Event
 from mlx_qwen35.conversations.store import Store
@@ -46,19 +49,25 @@ def tiny_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
         app.requests.append(request)
         return chat(replace(request, logit_bias=never))
 
-    listener = bind("127.0.0.1", 0)
-    app = RunningApp(url_of(listener), runtime)
+    app = RunningApp("", runtime)
     runtime.chat = recorded
     desk = Desk(runtime, Store(tmp_path_factory.mktemp("chats")))
+    with served(make_app(desk)) as app.url:
+        yield app
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """Any application on a loopback port, and its address."""
     ready = threading.Event()
-    server = Server(make_app(desk), ready.set)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    assert ready.wait(60)
-    yield app
-    server.should_exit = True
-    thread.join(10)
-    listener.close()
+    server = Server(app, ready.set)
+    with bind(Door(port=0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        assert ready.wait(60)
+        yield url_of(listener)
+        server.should_exit = True
+        thread.join(10)
 
 
 def texts(blocks: Blocks, role: str = "assistant", title: str | None = None) -> list[str]:

@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
+from mlx_qwen35.access import url_of
 from mlx_qwen35.options import CacheOptions
 from mlx_qwen35.runtime import Runtime
 from mlx_qwen35.server.app import App
-from mlx_qwen35.server.listening import Server, bind, url_of
+from mlx_qwen35.server.listening import Server, bind
 from mlx_qwen35.server.protocol import Served
 from mlx_qwen35.server.settings import Settings
 from tests.support.tiny_chat import write_tiny_chat
