@@ -12,7 +12,7 @@ RUN = LD_PRELOAD="$(OPENBLAS)"
 # A process a core, at most four: each test of theirs computes on one thread.
 PYTEST = $(RUN) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: chat app test lint test-slow test-openapi clean
+.PHONY: chat app test lint test-slow test-browser test-openapi test-clients clean
 
 chat: $(VENV)/core.stamp
 	@$(RUN) $(BIN)/mlx-qwen35 chat demo
@@ -21,7 +21,7 @@ app: $(VENV)/app.stamp
 	@$(RUN) $(BIN)/mlx-qwen35 app demo
 
 test: lint
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not browser"
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .
@@ -32,6 +32,10 @@ lint: $(VENV)/dev.stamp
 test-slow: $(VENV)/dev.stamp
 	@$(PYTEST) -m slow
 	@MLX_QWEN35_METAL_SCHEDULE=reverse $(PYTEST) -m "metal and not slow"
+
+# The chat page in a real, headless Chromium, which .ci/setup installs with apt where it may.
+test-browser: $(VENV)/browser.stamp
+	@$(RUN) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 # The server against its own OpenAPI document, to the end; the slow tests have a shorter form.
 test-openapi: $(VENV)/dev.stamp
@@ -53,6 +57,10 @@ $(VENV)/app.stamp: $(VENV)/core.stamp
 $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@.ci/setup $(PYTHON) $(VENV) '.[dev]'
 	@touch $(VENV)/app.stamp $@
+
+$(VENV)/browser.stamp: $(VENV)/dev.stamp
+	@.ci/setup $(PYTHON) $(VENV) '.[browser]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
