@@ -1,4 +1,4 @@
-"""`python -m tests.browser.served RECORD app demo ...`: the command line, watched, and a model that can be told what to say.
+"""`python -m tests.browser.served RECORD app demo ...`: the command line, watched, and a model told what to say.
 
 What the runtime is asked is written to the file RECORD, a JSON object a line. A question `Say: TEXT` (or `Say 50 times:
 TEXT`) is answered with that very text: the model still computes it, guided by a grammar that knows no other. Whatever
