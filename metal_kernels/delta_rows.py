@@ -67,6 +67,21 @@ class DeltaWeights:
             )
 
     @functools.cached_property
+    def taps(self) -> mx.array:
+        """conv as [W, conv_dim], float32."""
+        return mx.contiguous(self.conv[:, :, 0].T.astype(mx.float32))
+
+    @functools.cached_property
+    def rate(self) -> mx.array:
+        """-exp(A_log): the log decay for one unit of a token's time step. [Hv]"""
+        return -mx.exp(self.A_log)
+
+    @functools.cached_property
+    def scales(self) -> mx.array:
+        """[2 Hk, 1]: of queries and keys that the norm has brought to a mean square of 1: q / Dk, k / sqrt(Dk)."""
+        return mx.array([[1 / self.Dk]] * self.Hk + [[self.Dk**-0.5]] * self.Hk)
+
+    @functools.cached_property
     def conv_dim(self) -> int:
         return self.conv.shape[0]
 

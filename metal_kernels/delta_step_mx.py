@@ -77,17 +77,15 @@ def _run(
 
     tail = cut(memory.inputs, held_start + first * (W - 1), W - 1 + P)[:, kept : kept + W - 1]
     raw = mx.concatenate([tail, new(projected.qkv, weights.conv_dim)], axis=1)
-    wide, taps = raw.astype(mx.float32), weights.conv.astype(mx.float32)
-    # Of so few tokens the convolution is a few products: four times faster than mx.conv1d on a CPU.
-    terms = [wide[:, w : w + T] * taps[:, w, 0] for w in range(W)]
-    mixed = nn.silu(sum(terms[1:], terms[0]))
-    q, k, v = mx.split(mixed, [Hk * Dk, 2 * Hk * Dk], axis=-1)
-    # x / |x| by the fused norm: the mean of squares is their sum / Dk, and so is its epsilon.
-    q = mx.fast.rms_norm(q.reshape(B, T, Hk, Dk), None, 1e-6 / Dk) * (1 / Dk)
-    k = mx.fast.rms_norm(k.reshape(B, T, Hk, Dk), None, 1e-6 / Dk) * Dk**-0.5
+    mixed = nn.silu(_convolved(raw.astype(mx.float32), weights.taps, T))
+    q_and_k, v = mx.split(mixed, [2 * Hk * Dk], axis=-1)
+    # x / |x| by the fused norm, for queries and keys at once: the mean of squares is their sum / Dk, and so is its
+    # epsilon.
+    q_and_k = mx.fast.rms_norm(q_and_k.reshape(B, T, 2 * Hk, Dk), None, 1e-6 / Dk)
+    q, k = mx.split(q_and_k * weights.scales, 2, axis=2)
     v = v.reshape(B, T, Hv, Dv)
     a, b = (new(x, Hv).astype(mx.float32) for x in (projected.a, projected.b))
-    log_decay, beta = -mx.exp(weights.A_log) * nn.softplus(a + weights.dt_bias), mx.sigmoid(b)
+    log_decay, beta = weights.rate * nn.softplus(a + weights.dt_bias), mx.sigmoid(b)
     y, after = rule(q, k, v, log_decay, beta, state)
 
     z = new(projected.z, Hv * Dv).reshape(B, T, Hv, Dv)
@@ -95,6 +93,18 @@ def _run(
     held = (k, v, log_decay, beta) if draft else ()
     flat = [x.flatten(0, 1) for x in (output.astype(z.dtype), raw if draft else raw[:, T:], *held)]
     return Stepped(flat[0], flat[1], state if draft else after, *flat[2:])
+
+
+def _convolved(inputs: mx.array, taps: mx.array, T: int) -> mx.array:
+    """The depthwise convolution of inputs [B, W - 1 + T, C], float32, with taps [W, C]: [B, T, C].
+
+    Of so few tokens it is a product and a sum: on a CPU several times faster than mx.conv1d.
+    """
+    if T == 1:
+        return (inputs * taps).sum(axis=1, keepdims=True)
+    (B, length, C), W = inputs.shape, taps.shape[0]
+    windows = mx.as_strided(inputs, (B, T, W, C), (length * C, C, C, 1))
+    return (windows * taps).sum(axis=2)
 
 
 def step_class(projected: Projected, weights: DeltaWeights, memory: DeltaMemory, rows: StepRows, draft: bool) -> str:
