@@ -129,6 +129,13 @@ def make_parser() -> Parser:
         action="store_true",
         help="save neither this chat nor what is typed (with --disk none, nothing of them is on disk)",
     )
+    chat.add_argument(
+        "--theme",
+        choices=["auto", "dark", "light", "either"],
+        default="auto",
+        metavar="NAME",
+        help="colours: auto, dark, light, or either, which suits both (auto)",
+    )
     add_toolbox_option(chat)
     _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
@@ -204,7 +211,7 @@ def run_chat(args: argparse.Namespace) -> None:
         runtime = open_now.enter_context(contextlib.closing(_load(args, args.model, guided=toolbox is not None)))
         from mlx_qwen35.terminal.chat import Chat
 
-        Chat(runtime, conversation, keeper, args.debug, toolbox).run()
+        Chat(runtime, conversation, keeper, args.debug, toolbox, args.theme).run()
 
 
 def run_generate(args: argparse.Namespace) -> None:

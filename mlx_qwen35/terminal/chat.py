@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.text import Text
@@ -16,12 +17,14 @@ from mlx_qwen35.conversations.conversation import Conversation
 from mlx_qwen35.conversations.keeping import Keeper
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.runtime import Runtime
-from mlx_qwen35.terminal import commands, saved_chats
+from mlx_qwen35.terminal import commands, saved_chats, themes
 from mlx_qwen35.terminal.answering import Answer
+from mlx_qwen35.terminal.asking_again import without_last_question
 from mlx_qwen35.terminal.commands import ChatState
 from mlx_qwen35.terminal.loading import demo_notice, is_demo
 from mlx_qwen35.terminal.prompt import LinePrompt, Prompt, TerminalPrompt, keys_unseen
 from mlx_qwen35.terminal.safe_text import one_line, safe
+from mlx_qwen35.terminal.status import LiveStatus, fitting, of_usage
 from mlx_qwen35.terminal.turn import Turn
 from mlx_qwen35.terminal.views import PlainView, RichView, View, make_console
 from mlx_qwen35.tools.pump import EventPump
@@ -40,12 +43,16 @@ class Chat:
         keeper: Keeper,
         debug: bool = False,
         toolbox: Toolbox | None = None,
+        theme: str = themes.AUTO,
     ) -> None:
         self._console = make_console()
+        if self._console:
+            themes.use(self._console, theme, os.environ)
         self._prompt: Prompt = (
             TerminalPrompt(commands.completions, keeper.keeps) if sys.stdout.isatty() else LinePrompt()
         )
         self._state = ChatState(runtime, conversation, self.say, keeper, toolbox)
+        self._state.console, self._state.theme, self._state.offers = self._console, theme, self._prompt.offers
         self._debug = debug
         self._pump: EventPump | None = None
 
@@ -56,7 +63,8 @@ class Chat:
         interrupted = False
         while not self._state.leaving:
             try:
-                entry = self._prompt.read()
+                offered, self._state.offered = self._state.offered, ""
+                entry = self._prompt.read(offered)
             except KeyboardInterrupt:
                 if interrupted:
                     break
@@ -67,7 +75,7 @@ class Chat:
             if entry is None:
                 break
             if entry.strip():
-                self._obey(entry)
+                self._obey(entry, bool(offered))
         if self._pump:
             self._pump.join(FAREWELL_SECONDS)
 
@@ -89,12 +97,19 @@ class Chat:
         if state.conversation.messages:
             saved_chats.say_where_it_stood(state)
 
-    def _obey(self, entry: str) -> None:
-        """Run a command or answer a question; what goes wrong costs one line, not the conversation."""
+    def _obey(self, entry: str, edited: bool) -> None:
+        """Run a command or answer a question; what goes wrong costs one line, not the conversation.
+
+        edited: a question takes the last one's place
+        """
+        state = self._state
         try:
             if commands.is_command(entry):
-                commands.run(self._state, entry)
-            else:
+                commands.run(state, entry)
+                if not state.asked_again:
+                    return
+                (entry, state.asked_again), edited = (state.asked_again, ""), True
+            with without_last_question(state.conversation) if edited else nullcontext():
                 self._ask(entry)
         except UserError as error:
             self._complain(str(error))
@@ -112,6 +127,7 @@ class Chat:
             finally:
                 self._keep(turn)
         self._remark(turn.answer, turn.begun)
+        self._say_status(turn.answer)
         if self._console:
             self._console.print()
 
@@ -121,7 +137,16 @@ class Chat:
             self.say(one_line(trouble))
 
     def _view(self) -> View:
-        return RichView(self._console, self._state.show_thinking) if self._console else PlainView()
+        if self._console is None:
+            return PlainView()
+        runtime = self._state.runtime
+        return RichView(self._console, self._state.show_thinking, LiveStatus(runtime.stats, runtime.config.max_context))
+
+    def _say_status(self, answer: Answer) -> None:
+        """What stood in the live line, for good. Without colours /stats says it, so that answers stand alone."""
+        if self._console and answer.usage.completion_tokens:
+            parts = of_usage(answer.usage, self._state.runtime.config.max_context)
+            self.say(fitting(parts, self._console.width))
 
     def _remark(self, answer: Answer, begun: bool) -> None:
         if answer.reason == "length":
@@ -133,7 +158,7 @@ class Chat:
     def _complain(self, line: str) -> None:
         if self._debug:
             traceback.print_exc()
-        _say(self._console, f"mlx-qwen35: {line}", "red")
+        _say(self._console, f"mlx-qwen35: {line}", "error")
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +18,13 @@ from mlx_qwen35.conversations.keeping import Keeper
 from mlx_qwen35.conversations.markdown import export
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.options import GIB
-from mlx_qwen35.terminal import saved_chats
+from mlx_qwen35.terminal import asking_again, saved_chats, themes
 from mlx_qwen35.terminal.answering import Answer, counted
 from mlx_qwen35.terminal.safe_text import one_line, safe
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mlx_qwen35.runtime import ChatRequest, Runtime
     from mlx_qwen35.tools.toolbox import Toolbox
 
@@ -49,6 +53,11 @@ class ChatState:
     answers: int = 0
     total: Usage = field(default_factory=Usage)
     leaving: bool = False
+    console: Console | None = None
+    theme: str = themes.AUTO
+    offers: bool = False  # whether the prompt can begin with a text to change
+    offered: str = ""  # the last question, to be changed at the next prompt
+    asked_again: str = ""  # in place of the last question, as soon as the command has run
 
     def request(self, question: str = "") -> ChatRequest:
         """The request that would ask `question` now."""
@@ -191,6 +200,18 @@ def _stats(state: ChatState, argument: str) -> None:
     )
 
 
+def _theme(state: ChatState, argument: str) -> None:
+    name = argument.lower() or state.theme
+    if name not in themes.NAMES:
+        raise UserError(f"/theme takes {', '.join(themes.NAMES[:-1])} or {themes.NAMES[-1]}, not {argument[:40]!r}.")
+    if state.console is None:
+        state.say("no colours here")
+        return
+    state.theme = name
+    used = themes.use(state.console, name, os.environ)
+    state.say(f"theme {name}" if name == used else f"theme {name}: {used}")
+
+
 def _tools(state: ChatState, argument: str) -> None:
     if not state.toolbox or not state.toolbox.tools:
         state.say("no tools; they are chosen at the start: chat --tools calc,clock,files:FOLDER,mcp:FILE")
@@ -202,8 +223,15 @@ def _tools(state: ChatState, argument: str) -> None:
 
 def _help(state: ChatState, argument: str) -> None:
     width = max(len(command.usage) for command in COMMANDS.values())
-    state.say("\n".join(f"{command.usage:<{width}}  {command.help}" for command in COMMANDS.values()))
+    lines = [f"{command.usage:<{width}}  {command.help}" for command in COMMANDS.values()]
+    if state.console and max(map(len, lines)) > state.console.width:
+        lines = [f"{command.usage}\n{_indented(command.help, state.console.width)}" for command in COMMANDS.values()]
+    state.say("\n".join(lines))
     state.say("Enter sends, Esc-Enter begins a new line, Tab completes, Ctrl-C stops an answer, Ctrl-D leaves.")
+
+
+def _indented(text: str, width: int) -> str:
+    return textwrap.fill(text, max(width - 1, 10), initial_indent="  ", subsequent_indent="  ")
 
 
 def _quit(state: ChatState, argument: str) -> None:
@@ -216,6 +244,8 @@ COMMANDS: dict[str, Command] = {
     "preset": Command(
         "/preset NAME", "sampling values by name; without one, a list", _preset, (*presets.FAMILY, "auto")
     ),
+    "edit": Command("/edit [TEXT]", "change your last question and ask it again", asking_again.edit),
+    "again": Command("/again", "another answer to your last question", asking_again.again),
     "system": Command("/system TEXT", "the system prompt; the word none removes it", _system),
     "reset": Command("/reset", "forget the messages", _reset),
     "save": Command("/save FILE", "write messages and settings to a file", _save),
@@ -226,6 +256,7 @@ COMMANDS: dict[str, Command] = {
     "branch": Command("/branch [N]", "go on in a copy, from answer N or the last", saved_chats.branch),
     "delete": Command("/delete N", "delete a chat of that list", saved_chats.delete),
     "export": Command("/export FILE", "write this chat as .md (Markdown) or .json", _export),
+    "theme": Command("/theme NAME", "colours: auto, dark, light, or either", _theme, themes.NAMES),
     "tools": Command("/tools", "what the model may call", _tools),
     "stats": Command("/stats", "tokens, speeds and sampling", _stats),
     "help": Command("/help", "this list", _help),

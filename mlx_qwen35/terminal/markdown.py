@@ -10,6 +10,8 @@ from rich.markdown import CodeBlock, Heading, Markdown
 from rich.syntax import Syntax
 from rich.text import Text
 
+from mlx_qwen35.terminal.themes import code_theme
+
 
 class _PlainHeading(Heading):
     """Left-aligned and bold; rich centres headings, which reads badly in the middle of an answer."""
@@ -24,7 +26,7 @@ class _PlainCode(CodeBlock):
     """Without rich's padding, so that copied code begins where it should."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Syntax(str(self.text).rstrip(), self.lexer_name, theme=self.theme, word_wrap=True)
+        yield Syntax(str(self.text).rstrip(), self.lexer_name, theme=code_theme(console), word_wrap=True)
 
 
 class AnswerMarkdown(Markdown):
@@ -41,7 +43,7 @@ class AnswerMarkdown(Markdown):
     }
 
     def __init__(self, text: str) -> None:
-        super().__init__("", hyperlinks=False, code_theme="ansi_dark")
+        super().__init__("", hyperlinks=False)
         self.markup = text
         self.parsed = _PARSER.parse(text)
         for token in self.parsed:

@@ -23,7 +23,9 @@ PROMPT = "> "
 
 
 class Prompt(Protocol):
-    def read(self) -> str | None:
+    offers: bool  # whether `read` shows the text it is given, to be changed
+
+    def read(self, text: str = "") -> str | None:
         """The next entry; None at the end of input. KeyboardInterrupt for Ctrl-C at an empty prompt."""
         ...
 
@@ -35,7 +37,9 @@ class Prompt(Protocol):
 class LinePrompt:
     """Where stdout is no terminal: a line of stdin at a time, the prompt on stderr."""
 
-    def read(self) -> str | None:
+    offers = False
+
+    def read(self, text: str = "") -> str | None:
         print(PROMPT, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         return line.rstrip("\n") if line else None
@@ -74,6 +78,8 @@ class Pastes:
 class TerminalPrompt:
     """prompt_toolkit: Enter sends, Esc-Enter begins a line, Tab completes commands, arrows walk the history."""
 
+    offers = True
+
     def __init__(self, completions: Callable[[str], Iterable[str]], remember: bool) -> None:
         """completions: whole entries that could become of the text typed so far   remember: entries, in a file"""
         from prompt_toolkit import PromptSession
@@ -91,9 +97,9 @@ class TerminalPrompt:
             enable_suspend=True,
         )
 
-    def read(self) -> str | None:
+    def read(self, text: str = "") -> str | None:
         try:
-            return self._pastes.expand(self._session.prompt())
+            return self._pastes.expand(self._session.prompt(default=self._pastes.stand_in(text)))
         except EOFError:
             return None
 

@@ -88,7 +88,7 @@ class Turn:
     def _show(self, event: Any) -> None:
         self._said.take(event)
         if isinstance(event, Step):
-            self._say(_step_text(event), "red" if event.failed else "dim")
+            self._say(_step_text(event), "error" if event.failed else "dim")
             return
         if self._ended:
             self._ended, self.answer, self._view = False, Answer(), self._new_view()

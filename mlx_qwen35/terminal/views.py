@@ -19,6 +19,7 @@ from mlx_qwen35.terminal.blocks import MarkdownBlocks
 from mlx_qwen35.terminal.markdown import AnswerMarkdown, thinking_text
 from mlx_qwen35.terminal.painter import Painter
 from mlx_qwen35.terminal.safe_text import safe
+from mlx_qwen35.terminal.status import LiveStatus, fitting
 from mlx_qwen35.tools.pump import TICK_SECONDS
 
 PATIENCE_SECONDS = 2.0  # a prefill longer than this gets a progress line
@@ -79,8 +80,9 @@ class PlainView:
 class RichView:
     """Reasoning dimmed, or one line in its place; Markdown, block by block, the last one repainted."""
 
-    def __init__(self, console: Console, thinking: bool = True) -> None:
-        self._console, self._thinking = console, thinking
+    def __init__(self, console: Console, thinking: bool = True, status: LiveStatus | None = None) -> None:
+        """status: of the line below the answer, as long as it is written"""
+        self._console, self._thinking, self._status = console, thinking, status
         self._painter = Painter(console)
         self._blocks = MarkdownBlocks()
         self._thought = ""  # the last line of reasoning, without an end yet
@@ -92,13 +94,15 @@ class RichView:
     def show(self, event: Event, answer: Answer) -> None:
         if isinstance(event, PrefillProgress):
             self._prefill = event
+            if self._status:
+                self._status.take(event)
         elif isinstance(event, Reasoning):
             self._reason(safe(event.text), answer)
         elif isinstance(event, Content):
             self._answer(safe(event.text), answer)
         elif isinstance(event, ToolCallEnd):
             self._end_reasoning(answer)
-            self._print(Text(safe(_call_line(event)), style="cyan"), answer)
+            self._print(Text(safe(_call_line(event)), style="call"), answer)
         self.tick(answer)
 
     def tick(self, answer: Answer) -> None:
@@ -144,7 +148,15 @@ class RichView:
         self._painter.print(above, self._below(answer))
 
     def _below(self, answer: Answer) -> RenderableType | None:
-        """What the repainted region shows now."""
+        """What the repainted region shows now: what is not finished, and the status."""
+        unfinished = self._unfinished(answer)
+        # The painter leaves the last column free.
+        line = fitting(self._status.parts(), self._console.width - 1) if self._status else ""
+        if not line:
+            return unfinished
+        return _note(line) if unfinished is None else Group(unfinished, _note(line))
+
+    def _unfinished(self, answer: Answer) -> RenderableType | None:
         waited = time.monotonic() - answer.started
         if self._phase == "waiting":
             return _note(_reading(self._prefill, waited)) if waited > PATIENCE_SECONDS else None
@@ -156,7 +168,7 @@ class RichView:
         return Group("", tail) if self._printed and tail else tail
 
     def _tail(self) -> RenderableType | None:
-        rows = self._painter.rows
+        rows = max(1, self._painter.rows - (self._status is not None))
         if self._blocks.line_count <= rows:
             text = self._blocks.tail
         else:

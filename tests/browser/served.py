@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,14 +60,14 @@ def main(record: str, *arguments: str) -> int:
     from mlx_qwen35.cli import main
     from mlx_qwen35.runtime import Runtime
 
-    chat = Runtime.chat
+    prepare = Runtime.prepare  # what every question goes through, with tools or without
 
-    def watched(self: Runtime, request: Any) -> Iterator[Any]:
+    def watched(self: Runtime, request: Any, *more: Any) -> Any:
         with Path(record).open("a") as file:
             file.write(json.dumps(described(self, request), default=str) + "\n")
-        return chat(self, directed(request))
+        return prepare(self, directed(request), *more)
 
-    Runtime.chat = watched
+    Runtime.prepare = watched
     return main(list(arguments))
 
 

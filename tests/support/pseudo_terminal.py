@@ -33,8 +33,9 @@ class PseudoTerminal:
         columns: int = 80,
         rows: int = 24,
         stdout: IO[bytes] | None = None,
+        stdin: IO[bytes] | None = None,
     ) -> None:
-        """stdout: a file for the program's output in place of the terminal."""
+        """stdout, stdin: files in place of the terminal."""
         self.screen = pyte.HistoryScreen(columns, rows, history=20_000)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = bytearray()
@@ -42,13 +43,13 @@ class PseudoTerminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlx_qwen35", *arguments],
-            stdin=slave,
+            stdin=slave if stdin is None else stdin,
             stdout=slave if stdout is None else stdout,
             stderr=slave,
             # Without an answer to its question where the cursor is, prompt_toolkit would wait and warn.
-            env={**environment, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"},
+            env={"TERM": "xterm-256color", **environment, "PROMPT_TOOLKIT_NO_CPR": "1"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=lambda: fcntl.ioctl(2, termios.TIOCSCTTY, 0),
         )
         os.close(slave)
 

@@ -57,7 +57,9 @@ def test_questions_thinking_and_leaving(chat: Start) -> None:
     assert "s, 20 tokens" in shown
     assert "thinking is hidden" in ask(terminal, "/thinking hide")
     lines = [line for line in ask(terminal, "Once more").splitlines() if line.strip()]
-    assert [line.split()[0] for line in lines[1:]] == ["thought", "(cut", ">"]
+    assert [line.split()[0] for line in (*lines[1:3], lines[-1])] == ["thought", "(cut", ">"]
+    assert len(lines) == 5
+    assert "tokens/s · " in lines[3]
     assert "thinking is off" in ask(terminal, "/think off")
     assert "thought for" not in ask(terminal, "And now")
     terminal.send("\x04")

@@ -21,7 +21,7 @@ def test_questions(entry: str) -> None:
 
 
 def test_commands_complete_and_then_their_choices() -> None:
-    assert list(completions("/th")) == ["/think", "/thinking"]
+    assert list(completions("/th")) == ["/think", "/thinking", "/theme"]
     assert list(completions("/think o")) == ["/think on", "/think off"]
     assert list(completions("/preset thinking-")) == ["/preset thinking-coding"]
     assert list(completions("hello")) == []
