@@ -1,4 +1,4 @@
-"""The chat page (Gradio, extra `[app]`): `serve(model)` loads a checkpoint and answers on this computer's loopback."""
+"""The chat page (Gradio, extra `[app]`): `serve(model)` loads a checkpoint and shows the page on this computer."""
 
 from mlx_qwen35.app.server import serve
 

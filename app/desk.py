@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlx_qwen35.app.loading import Loading
 from mlx_qwen35.chat.events import Event, Usage
 from mlx_qwen35.conversations.store import Store
 from mlx_qwen35.options import Sampling
@@ -25,20 +26,23 @@ LOGGED = 5_000  # answers
 class Backend(Protocol):
     """What answers: a `Runtime` in this process, or something that asks a server.
 
-    folder: of the checkpoint, None where it is not on this computer   stats: `generation.stats.Stats`, or what has as
-    much of it as is known
+    folder: of the checkpoint, None where it is not on this computer   context: tokens of a conversation, if known
+    stats: `generation.stats.Stats`, or what has as much of it as is known
     """
 
     @property
     def name(self) -> str: ...
     @property
     def folder(self) -> Path | None: ...
+    @property
+    def context(self) -> int | None: ...
     def chat(self, request: ChatRequest) -> Iterator[Event]: ...
     def prepare(self, request: ChatRequest) -> Any: ...
     def submit(self, prepared: Any) -> Answers: ...
     def sampling(self, request: ChatRequest) -> Sampling: ...
     def thinks(self, request: ChatRequest) -> bool: ...
     def stats(self) -> Any: ...
+    def close(self) -> None: ...
 
 
 class Answers(Protocol):
@@ -59,11 +63,15 @@ class Logged:
 
 @dataclass
 class Desk:
-    """One for each process. log: of ended answers, the oldest first"""
+    """One for each process. log: of ended answers, the oldest first
+
+    loading: how other models are loaded; None where a server has them
+    """
 
     runtime: Backend
     store: Store = field(default_factory=Store)
     toolbox: Toolbox | None = None
+    loading: Loading | None = None
     log: deque[Logged] = field(default_factory=lambda: deque(maxlen=LOGGED))
     _using: threading.Lock = field(default_factory=threading.Lock)
 

@@ -12,33 +12,29 @@ import webbrowser
 from collections.abc import Sequence
 
 from mlx_qwen35.access import url_of
+from mlx_qwen35.app.backend import ServerBackend
 from mlx_qwen35.app.door import Door, bind
+from mlx_qwen35.app.loading import Loading
 from mlx_qwen35.errors import ConfigError
-from mlx_qwen35.hub.catalog import last_used, remember_last
+from mlx_qwen35.hub.catalog import last_used
 from mlx_qwen35.hub.names import DEMO
-from mlx_qwen35.options import CacheOptions
-from mlx_qwen35.runtime import USUAL_CONTEXT, Runtime
 from mlx_qwen35.tools.choosing import open_toolbox
 
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def serve(
-    model: str | None,
+    source: str | ServerBackend | None,
     door: Door = Door(),  # noqa: B008 (frozen)
     open_browser: bool = sys.platform == "darwin",
-    context: int = USUAL_CONTEXT,
-    force: bool = False,
-    offline: bool = False,
-    caches: CacheOptions = CacheOptions(),  # noqa: B008 (frozen)
+    loading: Loading = Loading(),  # noqa: B008 (frozen)
     tools: Sequence[str] = (),
 ) -> None:
-    """Load `model` and serve the chat page until interrupted. The URL goes to stderr in one line when it answers.
+    """Load a model, or ask a server, and serve the chat page until interrupted. The URL goes to stderr in one line.
 
-    model: folder, hub id or short name; None takes the last used one, else the demo
-    context, force, offline, caches: as for `Runtime.load`   tools: as for `tools.choosing.open_toolbox`
-    Raises UserError: no gradio here, a host beyond loopback without a password, a port in use, or what `Runtime.load`
-    raises.
+    source: folder, hub id or short name; None takes the last used one, else the demo; or a server that runs
+    tools: as for `tools.choosing.open_toolbox`
+    Raises UserError: no gradio here, a host beyond loopback without a password, a port in use, or what loading raises.
     """
     _require_gradio()
     from mlx_qwen35.app.desk import Desk
@@ -46,28 +42,31 @@ def serve(
 
     with bind(door) as listener, contextlib.ExitStack() as open_now:
         toolbox = open_now.enter_context(open_toolbox(tools)) if tools else None
-        name = model or last_used() or DEMO
-        runtime = Runtime.load(
-            name, context=context, force=force, offline=offline, progress=_Loading(name), caches=caches, warn=_say
-        )
-        remember_last(name)
-        for note in (*runtime.notes, *(toolbox.notes if toolbox else ())):
-            _say(note)
+        for note in toolbox.notes if toolbox else ():
+            say(note)
+        if isinstance(source, ServerBackend):
+            desk, name = Desk(source, toolbox=toolbox), f"{source.name} of {source.url}"
+        else:
+            name = source or last_used() or DEMO
+            desk = Desk(loading.load(name, _Loading(name)), toolbox=toolbox, loading=loading)
+        # Another model may be in use by then.
+        open_now.callback(lambda: desk.runtime.close())
 
         def ready() -> None:
             url = url_of(listener)
-            _say(f"{name} answers at {url} (Ctrl-C stops it)")
+            say(f"{name} answers at {url} (Ctrl-C stops it)")
             if not door.only_loopback:
-                _say("What is said there is not encrypted: on a network you do not trust, use a tunnel (ssh -L).")
+                say("What is said there is not encrypted: on a network you do not trust, use a tunnel (ssh -L).")
             if open_browser and _has_display():
                 webbrowser.open(url)
 
         # uvicorn hands on the interrupt that ended it.
-        with contextlib.closing(runtime), contextlib.suppress(KeyboardInterrupt):
-            Server(make_app(Desk(runtime, toolbox=toolbox), door), ready).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(make_app(desk, door), ready).run(sockets=[listener])
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line for whoever started it."""
     print(f"mlx-qwen35: {line}", file=sys.stderr, flush=True)
 
 

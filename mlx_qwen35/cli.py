@@ -264,18 +264,24 @@ def run_kernels(args: argparse.Namespace) -> None:
 
 
 def run_app(args: argparse.Namespace) -> None:
-    from mlx_qwen35.app import serve
+    """The chat page, over a model loaded here or over a running server."""
+    local = {"MODEL": args.model, "--context": args.context, "--force": args.force, "--offline": args.offline}
+    if args.url and (given := [name for name, value in local.items() if value]):
+        raise UsageError(
+            f"--url asks a server that runs, and {given[0]} is about loading a model here; give one of them."
+        )
+    from mlx_qwen35.app.backend import ServerBackend, key_for_server
     from mlx_qwen35.app.door import Door, read_passwords
+    from mlx_qwen35.app.loading import Loading
+    from mlx_qwen35.app.server import say, serve
+    from mlx_qwen35.runtime import USUAL_CONTEXT
 
     serve(
-        args.model,
+        ServerBackend(args.url, key_for_server(args.api_key_file)) if args.url else args.model,
         Door(args.host, args.port, read_passwords(args.password_file), tuple(args.allow_host)),
         open_browser=sys.platform == "darwin" if args.browser is None else args.browser,
-        force=args.force,
-        offline=args.offline,
-        caches=caches_of(args),
+        loading=Loading(args.context or USUAL_CONTEXT, args.force, args.offline, caches_of(args), say),
         tools=args.toolbox,
-        **({} if args.context is None else {"context": args.context}),
     )
 
 

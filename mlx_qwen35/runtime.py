@@ -125,6 +125,11 @@ class Runtime:
         """Whether requests are taken."""
         return not self._thread.closing
 
+    @property
+    def context(self) -> int:
+        """Tokens that a conversation may have, answers included."""
+        return self.config.max_context
+
     def stats(self) -> Stats:
         """Speeds, reuse, memory."""
         return self._engine.stats()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import itself and what stands before it.
 LAYERS = [
     "errors options blas columns loopback",
-    "requests hub chat access",
+    "requests hub chat access openai_client",
     "conversations",
     "metal_kernels",
     "caches",
@@ -33,7 +33,7 @@ LAYERS = [
     "terminal app server",
     "cli",
 ]
-WITHOUT_MLX = ("hub", "chat", "conversations", "errors", "options", "blas", "columns", "loopback", "requests", "access")
+WITHOUT_MLX = "hub chat conversations errors options blas columns loopback requests access openai_client"
 NEVER = {"torch", "cv2", "transformers", "convert", "app", "metal_kernels"}
 
 
@@ -72,7 +72,7 @@ def test_imports_point_downwards(module: str, path: Path) -> None:
     for name in sorted(imports(path)):
         top = name.split(".")[0]
         assert top not in NEVER, f"{module} imports {name}"
-        assert not (top == "mlx" and own in WITHOUT_MLX), f"{module} imports {name}, and knows no mlx"
+        assert not (top == "mlx" and own in WITHOUT_MLX.split()), f"{module} imports {name}, and knows no mlx"
         if top != "mlx_qwen35" or own in ("__init__", "__main__", "demo_checkpoint"):
             continue
         part = name.split(".")[1] if "." in name else "__init__"

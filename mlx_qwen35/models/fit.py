@@ -15,6 +15,7 @@ from mlx_qwen35.hub.jsonfile import read_json
 from mlx_qwen35.hub.machine import Machine, this_machine
 from mlx_qwen35.hub.memory import MemoryPlan, check, plan_memory, weights_as_loaded
 from mlx_qwen35.hub.names import resolve
+from mlx_qwen35.hub.progress import ProgressCallback
 from mlx_qwen35.hub.remote import remote_headers
 from mlx_qwen35.models import off_metal
 from mlx_qwen35.models.config import parse_config, read_config
@@ -23,18 +24,24 @@ from mlx_qwen35.options import PLAIN
 
 
 def fetch_if_it_fits(
-    name: str, context: int, force: bool = False, offline: bool = False, kv_bits: int = PLAIN
+    name: str,
+    context: int,
+    force: bool = False,
+    offline: bool = False,
+    kv_bits: int = PLAIN,
+    progress: ProgressCallback | None = None,
 ) -> tuple[Path, MemoryPlan]:
     """The folder of a checkpoint given by folder, hub id or short name; downloaded if need be, and if it fits.
 
     context: tokens the plan counts, and the network is set for (see models/context.py)   kv_bits: of its KV cache
+    progress: of the download, as for `ensure_local`
     Raises MemoryPlanError with a table and a suggestion, unless `force`; ConfigError for a context no setting reaches.
     """
     if _is_remote(name, offline):
         config, tensors = headers_of(name, offline)
         with_context(parse_config(config), context)
         check(plan_checkpoint(config, tensors, context, name, kv_bits), force)
-    folder = ensure_local(name, offline=offline)
+    folder = ensure_local(name, offline=offline, progress=progress)
     plan = plan_folder(folder, context, name, kv_bits)
     check(plan, force)
     return folder, plan

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from mlx_qwen35 import __version__
+from mlx_qwen35.chat.presets import FAMILY as PRESETS
+from mlx_qwen35.runtime import ChatRequest, Runtime
 from mlx_qwen35.server.openai_errors import openai_error
 from mlx_qwen35.server.protocol import Call, Json, Lookup, Refused, Served
 
@@ -18,6 +22,8 @@ def endpoints(served: Served) -> list[Lookup]:
             "created": served.created,
             "owned_by": "mlx-qwen35",
             "max_model_len": context,
+            "thinks_by_default": served.runtime.thinks(ChatRequest([])),
+            "sampling": _sampling(served.runtime),
         }
 
     def listing(_: Call) -> Json:
@@ -40,3 +46,11 @@ def endpoints(served: Served) -> list[Lookup]:
         Lookup("/health", health, openai_error, "Whether the model answers."),
         Lookup("/", root, openai_error, "What this is."),
     ]
+
+
+def _sampling(runtime: Runtime) -> Json:
+    """The numbers of each preset, and those of a request that names none, thinking or not."""
+    modes = {"default-thinking": True, "default-non-thinking": False}
+    requests = {name: ChatRequest([], enable_thinking=thinks) for name, thinks in modes.items()}
+    requests |= {name: ChatRequest([], preset=name) for name in PRESETS}
+    return {name: asdict(runtime.sampling(request)) for name, request in requests.items()}

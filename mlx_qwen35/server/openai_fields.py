@@ -104,4 +104,8 @@ def usage_json(served: Served, usages: Sequence[Usage], choices: int) -> Json:
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning_tokens for usage in usages)},
         "cache": served.cache(firsts),
+        "drafts": {
+            name: sum(getattr(usage, name) for usage in usages)
+            for name in ("decode_steps", "drafted_tokens", "accepted_tokens")
+        },
     }

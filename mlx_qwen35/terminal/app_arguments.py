@@ -17,6 +17,19 @@ def add_app_options(parser: Parser) -> None:
     parser.add_argument("--port", type=between(int, 0, 65535), metavar="N", help="port (the first free from 7860)")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, help="open the page, or not")
     add_toolbox_option(parser)
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        help="no model here, but that of a running OpenAI-compatible server, such as http://127.0.0.1:8080/v1",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="its key, as MLX_QWEN35_API_KEY and OPENAI_API_KEY in the environment",
+    )
     who = parser.add_argument_group("who may see it")
     who.add_argument(
         "--password-file",

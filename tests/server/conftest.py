@@ -126,9 +126,11 @@ class RunningServer:
 
 
 @contextmanager
-def running(runtime: Runtime, settings: Settings, name: str = "demo", buffer: int = 0) -> Iterator[RunningServer]:
-    """A server over `runtime` on a free port, stopped in the orderly way. buffer: bytes the system takes to send"""
-    listener = bind("127.0.0.1", 0)
+def running(
+    runtime: Runtime, settings: Settings, name: str = "demo", buffer: int = 0, port: int = 0
+) -> Iterator[RunningServer]:
+    """A server over `runtime`, stopped in the orderly way. buffer: bytes the system takes to send   port: 0 is any"""
+    listener = bind("127.0.0.1", port)
     if buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     host, port = listener.getsockname()[:2]
