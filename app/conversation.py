@@ -1,18 +1,18 @@
-"""A conversation of the page: what the model is told of it, and what people see of it.
+"""What people see of a conversation: the messages that are kept of it, and an answer while it grows.
 
-Both come from the same turns, and neither from the other: text made for display never reaches the model. Knows
-nothing of Gradio beyond the shape of its chat messages, and nothing of the model beyond its events.
+Text made for display never reaches the model: blocks are made from messages and events, and nothing from blocks.
+Knows nothing of Gradio beyond the shape of its chat messages, and nothing of the model beyond its events.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_qwen35.app.harmless import answered, asked, plain
 from mlx_qwen35.chat.events import (
     Content,
     Event,
@@ -27,161 +27,199 @@ from mlx_qwen35.chat.events import (
     Usage,
 )
 from mlx_qwen35.conversations.markdown import fenced
+from mlx_qwen35.tools.tool import Step
+from mlx_qwen35.tools.toolbox import REFUSED, STOPPED
 
 Message = dict[str, Any]  # as the runtime takes it
 Block = dict[str, Any]  # as gr.Chatbot shows it
+SHOWN_RESULT = 6_000  # characters of a tool's result; the model reads all of it
 
 
 @dataclass(frozen=True)
-class Question:
-    """What the user said."""
+class Effort:
+    """How long a thought or a call took. tokens: of the thought"""
 
-    text: str
-
-    def messages(self) -> list[Message]:
-        return [{"role": "user", "content": self.text}]
-
-    def blocks(self) -> list[Block]:
-        return [{"role": "user", "content": self.text}]
+    seconds: float
+    tokens: int = 0
 
 
 @dataclass
-class ToolCall:
-    """A call the model asked for. `arguments` is JSON text, perhaps not yet complete."""
+class Calling:
+    """A call being made. `arguments` is JSON text, perhaps not yet complete."""
 
     name: str
     id: str
     arguments: str = ""
     complete: bool = False
+    step: Step | None = None
 
     def block(self) -> Block:
-        status = "done" if self.complete else "pending"
-        return _folded(fenced(self.arguments), title=f"Tool call: {_plain(self.name)}", status=status)
+        if self.step is None:
+            return call_block(self.name, self.arguments, None, None)
+        return call_block(self.name, self.arguments, self.step.text, Effort(self.step.seconds))
 
 
 @dataclass
 class Answer:
     """An answer, growing by `take` while it streams."""
 
-    reasoning: str = ""
-    content: str = ""
-    calls: dict[int, ToolCall] = field(default_factory=dict)
+    reasoning: list[str] = field(default_factory=list)
+    content: list[str] = field(default_factory=list)
+    calls: dict[int, Calling] = field(default_factory=dict)
     malformed: list[str] = field(default_factory=list)
     prefill: PrefillProgress | None = None
     usage: Usage | None = None
     reason: FinishReason | None = None
-    error: str = ""
-    _reasoning_began: float | None = None
-    _reasoning_seconds: float | None = None
+    reasoning_tokens: int = 0
+    characters: int = 0
+    _began: float | None = None
+    _thought_seconds: float | None = None
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Event | Step) -> None:
         """Add what `event` tells."""
-        if isinstance(event, Reasoning):
-            self._reasoning_began = self._reasoning_began or time.monotonic()
-            self.reasoning += event.text
-        elif isinstance(event, PrefillProgress):
+        if isinstance(event, PrefillProgress):
             self.prefill = event
+            return
+        if isinstance(event, Reasoning):
+            self._began = self._began or time.monotonic()
+            self.reasoning.append(event.text)
+            self.reasoning_tokens = event.tokens
         else:
-            self._close_reasoning()
+            self._close_thought()
+        if isinstance(event, (Reasoning, Content)):
+            self.characters += len(event.text)
         if isinstance(event, Content):
-            self.content += event.text
+            self.content.append(event.text)
         elif isinstance(event, ToolCallStart):
-            self.calls[event.index] = ToolCall(event.name, event.id)
+            self.calls[event.index] = Calling(event.name, event.id)
         elif isinstance(event, ToolCallArguments):
             self.calls[event.index].arguments += event.json
         elif isinstance(event, ToolCallEnd):
-            arguments = json.dumps(event.arguments, ensure_ascii=False, indent=2)
-            self.calls[event.index] = ToolCall(event.name, event.id, arguments, complete=True)
+            self.calls[event.index] = Calling(event.name, event.id, _pretty(event.arguments), complete=True)
+        elif isinstance(event, Step):
+            for call in self.calls.values():
+                if call.id == event.call.id:
+                    call.step = event
         elif isinstance(event, Malformed):
             self.malformed.append(event.reason)
+            if event.index is not None:
+                self.calls.pop(event.index, None)
         elif isinstance(event, Finished):
             self.usage, self.reason = event.usage, event.reason
 
-    def stop(self, error: str = "") -> None:
-        """No more events will come: cancelled, or failed with `error`."""
-        self._close_reasoning()
-        # A call that was cut off was never asked for in full; what there is of it stays out of the history.
+    @property
+    def thought(self) -> Effort | None:
+        """Of the think block, where there was one."""
+        if self._began is None:
+            return None
+        seconds = time.monotonic() - self._began if self._thought_seconds is None else self._thought_seconds
+        return Effort(seconds, self.reasoning_tokens)
+
+    def stop(self) -> None:
+        """No more events will come."""
+        self._close_thought()
+        # A call that was cut off was never asked for in full.
         self.calls = {index: call for index, call in self.calls.items() if call.complete}
         self.reason = self.reason or "cancelled"
-        self.error = self.error or error
-
-    @property
-    def running(self) -> bool:
-        return self.reason is None
-
-    def messages(self) -> list[Message]:
-        """The answer as the model shall remember it; none when it said nothing."""
-        message: Message = {"role": "assistant", "content": self.content}
-        if self.reasoning:
-            message["reasoning_content"] = self.reasoning
-        if calls := [call for call in self.calls.values() if call.complete]:
-            message["tool_calls"] = [
-                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls
-            ]
-        return [message] if self.reasoning or self.content or calls else []
 
     def blocks(self) -> list[Block]:
         """Thinking folded, then the answer, then its tool calls and what went wrong, each in its own block."""
         shown = []
         if self.reasoning:
-            shown.append(self._thinking_block())
-        if self.content or not (shown or self.calls or self.error):
-            shown.append({"role": "assistant", "content": self.content})
+            shown.append(thought_block("".join(self.reasoning), self.thought, thinking=self._thought_seconds is None))
+        text = "".join(self.content)
+        if text or not (shown or self.calls or self.reason):
+            shown += content_blocks(text, whole=self.reason is not None)
         shown += [call.block() for call in self.calls.values()]
-        shown += [
-            _folded(f"Its text stands in the answer: {_plain(reason)}", title="Unreadable tool call", status="done")
-            for reason in self.malformed
-        ]
-        if self.error:
-            shown.append({"role": "assistant", "content": f"⚠️ {_plain(self.error)}"})
+        for reason in self.malformed:
+            shown.append(_folded(f"Its text stands in the answer: {plain(reason)}", "Unreadable tool call", "done"))
         return shown
 
-    def _thinking_block(self) -> Block:
-        if self._reasoning_seconds is None:
-            return _folded(self.reasoning, title="Thinking", status="pending")
-        return _folded(self.reasoning, title="Thought", status="done", duration=round(self._reasoning_seconds, 1))
-
-    def _close_reasoning(self) -> None:
-        if self._reasoning_began is not None and self._reasoning_seconds is None:
-            self._reasoning_seconds = time.monotonic() - self._reasoning_began
+    def _close_thought(self) -> None:
+        if self._began is not None and self._thought_seconds is None:
+            self._thought_seconds = time.monotonic() - self._began
 
 
-Turn = Question | Answer
+@dataclass
+class Shown:
+    """blocks: for gr.Chatbot   places: for each of them, the message it shows (its index)"""
+
+    blocks: list[Block] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+    def add(self, place: int, *blocks: Block) -> None:
+        self.blocks += blocks
+        self.places += [place] * len(blocks)
 
 
-def messages_of(turns: Sequence[Turn], system: str = "") -> list[Message]:
-    """The conversation as the runtime takes it: reasoning apart from content, nothing made for display.
-
-    A question that could not be answered is left out, else what was wrong with it would fail every later one.
-    """
-    messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
-    for turn, following in zip(turns, [*turns[1:], None], strict=True):
-        if not (isinstance(following, Answer) and following.error and not following.messages()):
-            messages += turn.messages()
-    return messages
-
-
-def blocks_of(turns: Sequence[Turn]) -> list[Block]:
-    """The conversation as gr.Chatbot shows it."""
-    return [block for turn in turns for block in turn.blocks()]
-
-
-def paced(events: Iterator[Event], answer: Answer, seconds: float) -> Iterator[None]:
-    """Feed `events` to `answer`; yield at most once in `seconds`, since each repaint costs the whole conversation."""
-    shown = float("-inf")
-    for event in events:
-        answer.take(event)
-        now = time.monotonic()
-        if now - shown >= seconds:
-            shown = now
-            yield
+def shown(messages: Sequence[Message], efforts: Mapping[int | str, Effort]) -> Shown:
+    """Messages as blocks. efforts: of thoughts by the index of their message, of calls by their id"""
+    results = {m["tool_call_id"]: m["content"] for m in messages if m["role"] == "tool" and "tool_call_id" in m}
+    made = Shown()
+    for place, message in enumerate(messages):
+        text = _text(message.get("content"))
+        if message["role"] == "user":
+            made.add(place, _block(asked(text), "user"))
+        elif message["role"] == "assistant":
+            if thought := message.get("reasoning_content"):
+                made.add(place, thought_block(thought, efforts.get(place)))
+            if text:
+                made.add(place, *content_blocks(text))
+            for call in message.get("tool_calls", ()):
+                function, id = call["function"], call.get("id", "")
+                arguments = function["arguments"]
+                arguments = arguments if isinstance(arguments, str) else _pretty(arguments)
+                result = _text(results.get(id, STOPPED))
+                made.add(place, call_block(function["name"], arguments, result, efforts.get(id, Effort(0.0))))
+    return made
 
 
-def status_line(answer: Answer) -> str:
+def thought_block(text: str, effort: Effort | None, thinking: bool = False) -> Block:
+    """Open while it grows, closed from then on."""
+    counted = f" · {effort.tokens:,} tokens" if effort and effort.tokens else ""
+    if thinking:
+        # The time stands in the title while it runs: Gradio shows a duration for what is done.
+        running = f" · {effort.seconds:.0f} s" if effort else ""
+        return _folded(answered(text), f"Thinking{counted}{running}", "pending")
+    return _folded(answered(text), f"Thought{counted}", "done", effort)
+
+
+def content_blocks(text: str, whole: bool = True) -> list[Block]:
+    """An answer; one that is JSON has the parsed value below what was written."""
+    if not whole:  # what may become an object is code from the start, or it would jump at the end
+        return [_block(fenced(text) if text.lstrip().startswith("{") else answered(text))]
+    try:
+        value = json.loads(text) if text.lstrip().startswith(("{", "[")) else None
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, (dict, list)):
+        return [_block(fenced(text)), _folded(fenced(_pretty(value)), "Parsed JSON")]
+    return [_block(answered(text))]
+
+
+def call_block(name: str, arguments: str, result: str | None, effort: Effort | None) -> Block:
+    """A call with what came of it; `result` is None while that is not known."""
+    said = f"Arguments\n\n{fenced(arguments)}"
+    if result is None:
+        return _folded(said, f"Calling {plain(name)}", "pending")
+    title = {REFUSED: "Refused", STOPPED: "Stopped"}.get(result)
+    title = title or ("Failed" if result.startswith("Error: ") else "Called")
+    cut = result[:SHOWN_RESULT] + ("\n…" if len(result) > SHOWN_RESULT else "")
+    return _folded(f"{said}\n\nResult\n\n{fenced(cut, '')}", f"{title} {plain(name)}", "done", effort)
+
+
+def trouble_block(line: str) -> Block:
+    """What went wrong, for people only."""
+    return _block(f"⚠️ {plain(line)}")
+
+
+def status_line(answer: Answer | None) -> str:
     """One line under the conversation: progress while it runs, counts and speed when it is done."""
+    if answer is None:
+        return ""
     if answer.usage is None:
-        if not answer.running:
-            return "" if answer.error else "Stopped."
+        if answer.reason is not None:
+            return "Stopped."
         if answer.prefill is None or answer.prefill.done == answer.prefill.total:
             return "Working…"
         return f"Reading the prompt: {answer.prefill.done:,} of {answer.prefill.total:,} tokens"
@@ -201,10 +239,26 @@ def status_line(answer: Answer) -> str:
     return " · ".join(parts)
 
 
-def _folded(content: str, **metadata: Any) -> Block:
-    return {"role": "assistant", "content": content, "metadata": metadata}
+def _block(text: str, role: str = "assistant") -> Block:
+    # In this form Gradio takes a text as it is; a bare string it would unindent, all of it at each repaint.
+    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>$|~#!])", r"\\\1", text)
+def _folded(text: str, title: str, status: str | None = None, effort: Effort | None = None) -> Block:
+    metadata: dict[str, Any] = {"title": title}
+    if status:
+        metadata["status"] = status
+    if effort and effort.seconds:
+        metadata["duration"] = round(effort.seconds, 1) or 0.1
+    return {**_block(text), "metadata": metadata}
+
+
+def _text(content: Any) -> str:
+    """Of a message, whose content may be text or parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content or () if isinstance(part, dict))
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)

@@ -18,7 +18,10 @@ from mlx_qwen35.app.desk import Desk
 from mlx_qwen35.app.door import Door
 from mlx_qwen35.app.guard import Guard
 from mlx_qwen35.app.login import Login
-from mlx_qwen35.app.page import STYLE, build, theme
+from mlx_qwen35.app.look import HEAD, STYLE, theme
+from mlx_qwen35.app.page import build
+from mlx_qwen35.app.routes import add_routes
+from mlx_qwen35.conversations.store import MAX_BYTES
 
 GRACE = 1  # seconds that open streams get at the end; a page's heartbeat would keep its own open for ever
 
@@ -27,18 +30,20 @@ def make_app(desk: Desk, door: Door = Door()) -> ASGIApp:  # noqa: B008 (frozen)
     """The page over `desk` as an ASGI application, to be served at the root of an address."""
     # FastAPI's own documentation pages load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    add_routes(app, desk)
     gradio.mount_gradio_app(
         app,
         build(desk),
         path="/",
         theme=theme(),
         css=STYLE,
+        head=HEAD,
         footer_links=[],
         run_history=False,
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         show_error=False,  # what people should read, the page says itself
         ssr_mode=False,
-        max_file_size=1,  # the page takes no files
+        max_file_size=MAX_BYTES,  # of a chat that is imported; the page takes no other files
         enable_monitoring=False,
     )
     behind = Login(app, door.passwords) if door.passwords else app

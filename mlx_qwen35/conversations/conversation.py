@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mlx_qwen35.chat.messages import normalise_messages
 from mlx_qwen35.conversations.settings import Settings, checked_settings
 from mlx_qwen35.errors import RequestError, UserError
 from mlx_qwen35.hub.cache import write_atomically
+from mlx_qwen35.requests import ChatRequest
 
 FORMAT, VERSION = "mlx-qwen35 chat", 1
 MAX_FILE_BYTES = 256 << 20
@@ -39,6 +41,21 @@ class Conversation:
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
         return [*system, *self.messages, {"role": "user", "content": question}]
 
+    def request(self, question: str, tools: Sequence[Mapping[str, Any]] | None = None) -> ChatRequest:
+        """The request that asks `question` next, as the settings say. tools: OpenAI form"""
+        s = self.settings
+        return ChatRequest(
+            self.asking(question),
+            tools,
+            enable_thinking=s.thinking,
+            preset=s.preset,
+            sampling=s.sampling,
+            max_tokens=s.max_tokens,
+            stop=s.stop,
+            seed=s.seed,
+            **s.form,
+        )
+
     def add(self, question: str, *said: Message) -> None:
         """Keep a question with its answer, whole or stopped half-way, and what tools said on the way."""
         self.messages += [{"role": "user", "content": question}, *said]
@@ -54,9 +71,12 @@ class Conversation:
         """Write everything as JSON: all of it or nothing. Raises UserError."""
         if path.exists() and not _is_ours(path):
             raise UserError(f"{path} exists and is not a saved chat. Choose another name.")
+        write_new(path, self.as_json(model).encode())
+
+    def as_json(self, model: str) -> str:
+        """What a file holds, whole."""
         title = {"title": self.title} if self.title else {}
-        text = json.dumps({"format": FORMAT, "version": VERSION, **title, **self.body(model)}, indent=1)
-        write_new(path, text.encode() + b"\n")
+        return json.dumps({"format": FORMAT, "version": VERSION, **title, **self.body(model)}, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: Path, limit_bytes: int = MAX_FILE_BYTES) -> Conversation:

@@ -25,7 +25,8 @@ from mlx_qwen35.terminal.safe_text import one_line, safe
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlx_qwen35.runtime import ChatRequest, Runtime
+    from mlx_qwen35.requests import ChatRequest
+    from mlx_qwen35.runtime import Runtime
     from mlx_qwen35.tools.toolbox import Toolbox
 
 SUMMED = (
@@ -61,20 +62,7 @@ class ChatState:
 
     def request(self, question: str = "") -> ChatRequest:
         """The request that would ask `question` now."""
-        from mlx_qwen35.runtime import ChatRequest
-
-        s = self.conversation.settings
-        return ChatRequest(
-            self.conversation.asking(question),
-            self.toolbox.declarations() if self.toolbox else None,
-            enable_thinking=s.thinking,
-            preset=s.preset,
-            sampling=s.sampling,
-            max_tokens=s.max_tokens,
-            stop=s.stop,
-            seed=s.seed,
-            **s.form,
-        )
+        return self.conversation.request(question, self.toolbox.declarations() if self.toolbox else None)
 
     def count(self, answer: Answer) -> None:
         """Add a finished answer to the totals."""

@@ -17,7 +17,6 @@ from mlx_qwen35.asking import Options
 from mlx_qwen35.chat.events import Event, Finished, ToolCallEnd
 from mlx_qwen35.chat.reply import Gathering
 from mlx_qwen35.requests import ChatRequest
-from mlx_qwen35.runtime import Runtime
 from mlx_qwen35.session import Session
 from mlx_qwen35.tools.tool import Call, Step
 from mlx_qwen35.tools.toolbox import STOPPED, Approve, Stopped, Toolbox
@@ -38,10 +37,18 @@ class Talk(Protocol):
         ...
 
 
+class Answers(Protocol):
+    """What requests are asked of: a `Runtime`, or something that passes them on."""
+
+    def prepare(self, request: ChatRequest) -> Any: ...
+
+    def submit(self, prepared: Any) -> Any: ...
+
+
 class OverRequest:
     """A request, which holds the whole conversation: `messages` is what follows it."""
 
-    def __init__(self, runtime: Runtime, request: ChatRequest) -> None:
+    def __init__(self, runtime: Answers, request: ChatRequest) -> None:
         self._runtime, self._request = runtime, request
         self._said = Said()
 
