@@ -53,6 +53,8 @@ def make() -> ChatsPanel:
         label="Search", show_label=False, placeholder="Search chats", container=False, elem_id="search-chats"
     )
     chats = gr.Radio([], label="Chats", show_label=False, container=False, elem_id="chats")
+    # Gradio takes what it has listed itself only; after a restart that is nothing, and the store checks ids anyway.
+    chats.preprocess = lambda payload: payload if isinstance(payload, str) else None
     note = gr.Markdown("", elem_id="chats-note")
     with gr.Accordion("This chat", open=False, elem_id="this-chat"):
         title = gr.Textbox(

@@ -159,7 +159,7 @@ def shown(messages: Sequence[Message], efforts: Mapping[int | str, Effort]) -> S
     for place, message in enumerate(messages):
         text = _text(message.get("content"))
         if message["role"] == "user":
-            made.add(place, _block(asked(text), "user"))
+            made.add(place, question_block(text))
         elif message["role"] == "assistant":
             if thought := message.get("reasoning_content"):
                 made.add(place, thought_block(thought, efforts.get(place)))
@@ -172,6 +172,11 @@ def shown(messages: Sequence[Message], efforts: Mapping[int | str, Effort]) -> S
                 result = _text(results.get(id, STOPPED))
                 made.add(place, call_block(function["name"], arguments, result, efforts.get(id, Effort(0.0))))
     return made
+
+
+def question_block(text: str) -> Block:
+    """What a person said."""
+    return _block(asked(text), "user")
 
 
 def thought_block(text: str, effort: Effort | None, thinking: bool = False) -> Block:

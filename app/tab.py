@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlx_qwen35.app.conversation import Effort, Message, Shown, shown, trouble_block
+from mlx_qwen35.app.conversation import Effort, Message, Shown, question_block, shown, trouble_block
 from mlx_qwen35.app.desk import Desk
-from mlx_qwen35.app.harmless import asked
 from mlx_qwen35.app.turn import Turn
 from mlx_qwen35.conversations.conversation import Conversation
 from mlx_qwen35.conversations.keeping import Keeper
@@ -123,14 +122,17 @@ class Tab:
 
     def end(self, turn: Turn) -> None:
         """Keep what was said in `turn`, once. What failed with nothing said stays on the page only."""
-        if not turn.close():
-            return
-        if messages := turn.messages():
-            first = len(self.conversation.messages) + 1
-            self.conversation.add(turn.question, *messages)
-            self._efforts |= turn.efforts(first)
-            self.notice = self.keeper.keep(self.conversation, turn.model) or self.notice
-            self._before = None
+        turn.stop()
+        with turn.keeping:
+            if turn.kept:
+                return
+            if messages := turn.messages():
+                first = len(self.conversation.messages) + 1
+                self.conversation.add(turn.question, *messages)
+                self._efforts |= turn.efforts(first)
+                self.notice = self.keeper.keep(self.conversation, turn.model) or self.notice
+                self._before = None
+            turn.kept = True
 
     def stop(self) -> None:
         """End the answer that runs, if one does, and keep what there is of it."""
@@ -139,15 +141,19 @@ class Tab:
 
     def shown(self) -> Shown:
         """Everything, the answer that runs included."""
+        if self.turn is None:
+            return self._with(None)
+        with self.turn.keeping:
+            return self._with(self.turn)
+
+    def _with(self, turn: Turn | None) -> Shown:
         if self._before is None:
             self._before = shown(self.conversation.messages, self._efforts)
         made = Shown([*self._before.blocks], [*self._before.places])
-        place, turn = len(self.conversation.messages), self.turn
-        if turn and not turn.closed:
-            made.add(place, {"role": "user", "content": asked(turn.question)}, *turn.blocks())
+        place = len(self.conversation.messages)
+        if turn and not (turn.kept and turn.messages()):
+            made.add(place, question_block(turn.question), *turn.blocks())
         elif turn and turn.trouble:
-            if not turn.messages():
-                made.add(place, {"role": "user", "content": asked(turn.question)})
             made.add(place, trouble_block(turn.trouble))
         return made
 

@@ -40,14 +40,16 @@ class Turn:
     """Run it with `run`, once; read `blocks`, `asked` and `answer` while it runs; `stop` it from any thread.
 
     trouble: one line, where it failed   asked: the call that waits for `reply`
-    closed: what was said is kept elsewhere now   allowed: names of tools that are not asked about; "always" adds to it
+    kept: what was said stands in the conversation now, which changes under `keeping`
+    allowed: names of tools that are not asked about; "always" adds to it
     """
 
     def __init__(self, desk: Desk, request: ChatRequest, question: str, with_tools: bool, allowed: set[str]) -> None:
         self.question, self.trouble = question, ""
         self.answers: list[Answer] = []
         self.asked: Call | None = None
-        self.model, self.closed = desk.runtime.name, False
+        self.model, self.kept = desk.runtime.name, False
+        self.keeping = threading.Lock()
         self._desk, self._allowed = desk, allowed
         self._said, self._characters = Said(), 0
         self._asked_at = 0.0
@@ -96,13 +98,6 @@ class Turn:
             for answer in self.answers:
                 answer.stop()
 
-    def close(self) -> bool:
-        """Stop it; whether what was said is the caller's to keep, which is so once."""
-        self.stop()
-        with self._lock:
-            first, self.closed = not self.closed, True
-        return first
-
     @property
     def running(self) -> bool:
         return not self._ended
@@ -130,7 +125,7 @@ class Turn:
 
     def blocks(self) -> list[Block]:
         """All answers so far."""
-        made = [block for answer in self.answers or [Answer()] for block in answer.blocks()]
+        made = [block for answer in self.answers or [Answer()] * self.running for block in answer.blocks()]
         return [*made, trouble_block(self.trouble)] if self.trouble else made
 
     def _events(self, runtime: Backend, request: ChatRequest, toolbox: Toolbox | None) -> Iterator[Any]:

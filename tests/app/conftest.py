@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from gradio_client import Client
+from gradio_client.client import Job
 from starlette.types import ASGIApp
 
 from mlx_qwen35.access import url_of
 from mlx_qwen35.app.desk import Desk
 from mlx_qwen35.app.door import Door, bind
+from mlx_qwen35.app.settings_panel import NUMBERS
 from mlx_qwen35.app.web import Server, make_app
 from mlx_qwen35.chat.events import Event
 from mlx_qwen35.conversations.store import Store
@@ -30,6 +32,7 @@ class RunningApp:
 
     url: str
     runtime: Runtime
+    desk: Desk
     requests: list[ChatRequest] = field(default_factory=list)
 
     def client(self) -> Client:
@@ -49,9 +52,9 @@ def tiny_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
         app.requests.append(request)
         return chat(replace(request, logit_bias=never))
 
-    app = RunningApp("", runtime)
     runtime.chat = recorded
     desk = Desk(runtime, Store(tmp_path_factory.mktemp("chats")))
+    app = RunningApp("", runtime, desk)
     with served(make_app(desk)) as app.url:
         yield app
 
@@ -70,10 +73,37 @@ def served(app: ASGIApp) -> Iterator[str]:
         thread.join(10)
 
 
-def texts(blocks: Blocks, role: str = "assistant", title: str | None = None) -> list[str]:
+def texts(blocks: Blocks, role: str = "assistant", title: str = "") -> list[str]:
     """What the blocks of one role show, either the folded ones of a title or those that are not folded."""
+
+    def is_meant(block: Mapping[str, Any]) -> bool:
+        found = (block["metadata"] or {}).get("title") or ""
+        return found.startswith(title) if title else not found
+
     return [
         "".join(part["text"] for part in block["content"])
         for block in blocks
-        if block["role"] == role and (block["metadata"] or {}).get("title") == title
+        if block["role"] == role and is_meant(block)
     ]
+
+
+# As the page passes them to `/chat`, after the question.
+PARAMETERS = (
+    "place",
+    "thinking",
+    "budget",
+    "preset",
+    *(name for name, *_ in NUMBERS),
+    "max_tokens",
+    "system",
+    "as_json",
+    "schema",
+    "base",
+    "tools",
+)
+
+
+def ask(client: Client, question: str, **settings: Any) -> Job:
+    """Send a question as the page does; what is not named is as the page shows it at first."""
+    named = {f"param_{PARAMETERS.index(name) + 2}" if name != "place" else name: v for name, v in settings.items()}
+    return client.submit(question, api_name="/chat", **named)

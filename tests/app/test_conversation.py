@@ -1,4 +1,4 @@
-"""One set of events, told to the model and shown to people: neither may lose or leak what belongs to the other."""
+"""One set of events and messages, shown to people: nothing may be lost, and thinking and calls stay apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_qwen35.app.conversation import Answer, Question, blocks_of, messages_of, paced, status_line
+from mlx_qwen35.app.conversation import Answer, Block, Effort, content_blocks, shown, status_line
 from mlx_qwen35.chat.events import (
     Content,
     Event,
@@ -22,6 +22,7 @@ from mlx_qwen35.chat.events import (
     ToolCallStart,
     Usage,
 )
+from mlx_qwen35.tools.tool import Call, Step
 
 CALL: list[Event] = [
     ToolCallStart(0, "call_1", "get_weather"),
@@ -31,107 +32,107 @@ CALL: list[Event] = [
 ]
 
 
-def answer_to(*events: Event) -> Answer:
+def answer_to(*events: Event | Step) -> Answer:
     answer = Answer()
     for event in events:
         answer.take(event)
     return answer
 
 
-def metadata(answer: Answer) -> list[dict[str, Any] | None]:
-    return [block.get("metadata") for block in answer.blocks()]
+def text(block: Block) -> str:
+    return "".join(part["text"] for part in block["content"])
 
 
-@given(st.lists(st.builds(Reasoning, st.text()) | st.builds(Content, st.text())))
-def test_no_text_is_lost_and_reasoning_stays_apart(events: list[Reasoning | Content]) -> None:
-    answer = answer_to(*events)
-    reasoning = "".join(e.text for e in events if isinstance(e, Reasoning))
-    content = "".join(e.text for e in events if isinstance(e, Content))
-    messages = answer.messages()
-    assert bool(messages) == bool(reasoning or content)
-    if messages:
-        assert messages[0].get("reasoning_content", "") == reasoning
-        assert messages[0]["content"] == content
+def metadata(blocks: list[Block]) -> list[dict[str, Any] | None]:
+    return [block.get("metadata") for block in blocks]
 
 
-def test_thinking_is_open_until_the_answer_begins_and_closed_from_then_on() -> None:
-    answer = answer_to(Reasoning("Hm"))
-    assert metadata(answer) == [{"title": "Thinking", "status": "pending"}]
+def test_thinking_is_open_and_counted_until_the_answer_begins_and_closed_from_then_on() -> None:
+    answer = answer_to(Reasoning("Hm", 1_234))
+    (data,) = metadata(answer.blocks())
+    assert data == {"title": "Thinking · 1,234 tokens · 0 s", "status": "pending"}
     answer.take(Content("Yes"))
-    thought, shown = answer.blocks()
+    thought, said = answer.blocks()
     assert thought["metadata"]["status"] == "done"
-    assert thought["metadata"]["duration"] >= 0
-    assert shown == {"role": "assistant", "content": "Yes"}
+    assert thought["metadata"]["title"] == "Thought · 1,234 tokens"
+    assert thought["metadata"]["duration"] > 0
+    assert text(said) == "Yes"
+    assert "metadata" not in said
 
 
 @pytest.mark.parametrize("event", [*CALL[:1], Finished("length")])
 def test_thinking_is_closed_by_whatever_follows_it(event: Event) -> None:
-    assert metadata(answer_to(Reasoning("Hm"), event))[0]["status"] == "done"  # type: ignore[index]
+    assert answer_to(Reasoning("Hm"), event).blocks()[0]["metadata"]["status"] == "done"
 
 
 def test_a_stop_closes_thinking_and_leaves_nothing_pending() -> None:
     answer = answer_to(Reasoning("Hm"), *CALL[:2])
     answer.stop()
-    assert not answer.running
-    assert [data and data["status"] for data in metadata(answer)] == ["done"]
+    assert [data and data["status"] for data in metadata(answer.blocks())] == ["done"]
     assert status_line(answer) == "Stopped."
 
 
-def test_a_call_has_a_block_of_its_own_while_its_arguments_come() -> None:
+def test_a_call_is_a_step_of_its_own_from_its_first_argument_to_its_result() -> None:
     answer = answer_to(Content("Let me look."), *CALL[:2])
     call = answer.blocks()[1]
-    assert call["metadata"]["status"] == "pending"
-    assert '{"city": ' in call["content"]
-    answer = answer_to(Content("Let me look."), *CALL, Finished("tool_calls"))
-    assert answer.blocks()[1]["metadata"]["status"] == "done"
-    (message,) = answer.messages()
-    function = message["tool_calls"][0]["function"]
-    assert function["name"] == "get_weather"
-    assert json.loads(function["arguments"]) == {"city": "Paris"}
+    assert call["metadata"] == {"title": "Calling get\\_weather", "status": "pending"}
+    assert '{"city": ' in text(call)
+    made = Call("call_1", "get_weather", {"city": "Paris"})
+    answer = answer_to(*CALL, Finished("tool_calls"), Step(made, "5 degrees", seconds=1.5))
+    call = answer.blocks()[0]
+    assert call["metadata"] == {"title": "Called get\\_weather", "status": "done", "duration": 1.5}
+    assert "Paris" in text(call)
+    assert "5 degrees" in text(call)
+
+
+def test_kept_messages_look_as_the_answer_did_when_it_ended() -> None:
+    made = Call("call_1", "get_weather", {"city": "Paris"})
+    live = answer_to(Reasoning("Hm", 7), *CALL, Finished("tool_calls"), Step(made, "5 degrees", seconds=1.5))
+    function = {"name": "get_weather", "arguments": {"city": "Paris"}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "Hm",
+            "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "5 degrees"},
+        {"role": "assistant", "content": "Cold."},
+    ]
+    assert live.thought is not None
+    kept = shown(messages, {1: live.thought, "call_1": Effort(1.5)})
+    assert kept.blocks[1:3] == live.blocks()
+    assert [text(block) for block in (kept.blocks[0], kept.blocks[3])] == ["Weather?", "Cold."]
+    assert kept.places == [0, 1, 1, 3]
 
 
 @given(st.text(alphabet="`a\n~<", max_size=40))
-def test_arguments_cannot_leave_their_code_block(text: str) -> None:
-    answer = answer_to(ToolCallStart(0, "id", "f"), ToolCallEnd(0, "id", "f", {"x": text}))
-    first, *inside, last = answer.blocks()[0]["content"].split("\n")
+def test_arguments_cannot_leave_their_code_block(said: str) -> None:
+    answer = answer_to(ToolCallStart(0, "id", "f"), ToolCallEnd(0, "id", "f", {"x": said}))
+    first, *inside, last = text(answer.blocks()[0]).removeprefix("Arguments\n\n").split("\n")
     assert first == f"{last}json"
     assert not any(last in line for line in inside)
 
 
 def test_an_unreadable_call_is_noted_and_its_text_kept() -> None:
-    answer = answer_to(Content("<tool_call>oops"), Malformed("no </function>"), Finished("stop"))
+    answer = answer_to(*CALL[:1], Malformed("no </function>", 0), Content("<tool_call>oops"), Finished("stop"))
     content, note = answer.blocks()
-    assert content["content"] == "<tool_call>oops"
+    assert text(content) == "&lt;tool_call>oops"
     assert note["metadata"]["title"] == "Unreadable tool call"
-    assert "no" in note["content"]
 
 
-def test_an_error_is_shown_to_people_only_and_takes_its_question_with_it() -> None:
-    failed = Answer()
-    failed.stop("too *long*")
-    turns = [Question("a"), failed, Question("b"), answer_to(Content("c"), Finished("stop"))]
-    assert messages_of(turns) == [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
-    assert blocks_of(turns)[1]["content"] == "⚠️ too \\*long\\*"
+@pytest.mark.parametrize("value", [{"name": "Ada", "n": [1, 2]}, [1, "`"], {}])
+def test_json_is_shown_as_written_and_as_parsed(value: Any) -> None:
+    written, parsed = content_blocks(json.dumps(value))
+    assert json.dumps(value) in text(written)
+    assert parsed["metadata"]["title"] == "Parsed JSON"
+    assert json.loads(text(parsed).partition("\n")[2].rpartition("\n")[0]) == value
 
 
-def test_an_answer_that_failed_midway_is_remembered_as_far_as_it_came() -> None:
-    answer = answer_to(Content("half"))
-    answer.stop("not finite")
-    assert [m["content"] for m in messages_of([Question("a"), answer])] == ["a", "half"]
-    assert len(answer.blocks()) == 2
-
-
-@pytest.mark.parametrize(("system", "roles"), [("", ["user"]), (" \n", ["user"]), ("Be brief.", ["system", "user"])])
-def test_a_system_prompt_comes_first_or_not_at_all(system: str, roles: list[str]) -> None:
-    assert [message["role"] for message in messages_of([Question("a")], system)] == roles
-
-
-def test_repaints_are_rationed_and_every_event_still_arrives() -> None:
-    events = [Content("x") for _ in range(500)]
-    every, rationed = Answer(), Answer()
-    assert len(list(paced(iter(events), every, 0))) == 500
-    assert len(list(paced(iter(events), rationed, 1e9))) == 1
-    assert every.content == rationed.content == "x" * 500
+@pytest.mark.parametrize("said", ["{half", "[a link](b)", "12", "{" * 50_000])
+def test_what_is_no_json_is_shown_once(said: str) -> None:
+    assert [text(block) for block in content_blocks(said)] == [said]
 
 
 def test_the_status_line_counts_what_was_done() -> None:

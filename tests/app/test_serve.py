@@ -16,7 +16,7 @@ from gradio_client import Client
 
 from mlx_qwen35 import demo_checkpoint
 from mlx_qwen35.app.page import DEMO_NOTE
-from tests.app.conftest import Blocks, texts
+from tests.app.conftest import Blocks, ask, texts
 
 pytestmark = pytest.mark.skipif(
     not (Path(str(demo_checkpoint.__file__)).parent / "config.json").is_file(),
@@ -64,7 +64,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             yield found[1]
         finally:
-            open_page.submit("What is this?", "", True, "", api_name="/chat")
+            ask(open_page, "What is this?", thinking=True)
             process.send_signal(signal.SIGINT)
             out, rest = process.communicate(timeout=60)
     assert "OUTSIDE" not in "".join(said) + rest
@@ -73,21 +73,21 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert process.returncode == 0
 
 
-def ask(client: Client, question: str, thinking: bool) -> tuple[Blocks, str]:
-    result: Any = client.predict(question, "", thinking, "", api_name="/chat")
+def said(client: Client, question: str, thinking: bool) -> tuple[Blocks, str]:
+    result: Any = ask(client, question, thinking=thinking).result(timeout=60)
     return result[0], result[1]
 
 
 def test_thinking_on_gives_a_folded_block_before_the_answer(url: str) -> None:
-    blocks, _ = ask(Client(url, verbose=False), "How do I convert a model?", thinking=True)
+    blocks, _ = said(Client(url, verbose=False), "How do I convert a model?", thinking=True)
     assert len(texts(blocks, title="Thought")) == 1
     assert "convert" in " ".join(texts(blocks))
 
 
 def test_without_thinking_there_is_no_such_block_in_any_turn(url: str) -> None:
     client = Client(url, verbose=False)
-    ask(client, "How do I convert a model?", thinking=False)
-    blocks, status = ask(client, "How do I start the app?", thinking=False)
+    said(client, "How do I convert a model?", thinking=False)
+    blocks, status = said(client, "How do I start the app?", thinking=False)
     assert len(texts(blocks, role="user")) == 2
     assert len(texts(blocks)) == 2
     assert all(block["metadata"] is None for block in blocks)
