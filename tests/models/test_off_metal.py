@@ -9,10 +9,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from examples import real_shapes
+from mlx_qwen35.hub.headers import read_checkpoint
+from mlx_qwen35.hub.memory import weights_as_loaded
 from mlx_qwen35.models import off_metal
 from mlx_qwen35.models.config import ExpertsConfig
 from mlx_qwen35.models.moe import Experts
-from mlx_qwen35.models.off_metal import UNPACK_FROM, Float32Linear, GroupedExperts
+from mlx_qwen35.models.off_metal import UNPACK_FROM, Float32Linear, GroupedExperts, planned_bytes
 from tests.support.float32 import load_float32
 
 
@@ -73,6 +75,9 @@ def test_a_large_network_computes_what_a_small_one_does(tmp_path: Path, monkeypa
     monkeypatch.setattr(off_metal, "DENSE_LIMIT", 0)
     large = load_float32(folder).model
     assert bytes_of(large) < bytes_of(small) / 4
+    stored = weights_as_loaded(read_checkpoint(folder).tensors)
+    assert bytes_of(large) < 1.01 * stored  # norms and convolutions alone are held wider
+    assert planned_bytes(read_checkpoint(folder).tensors) == stored
     cache = large.make_cache()
     windows = [large(ids[:, a:b], cache) for a, b in ((0, 5), (5, 6), (6, 7))]
     assert relative_difference(mx.concatenate(windows, axis=1), logits) < 1e-4
