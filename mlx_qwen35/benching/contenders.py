@@ -9,7 +9,7 @@ import importlib
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +22,26 @@ from mlx_qwen35.generation.engine import Engine
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.request import Request
 from mlx_qwen35.generation.start import start_engine
+from mlx_qwen35.hub.headers import TensorEntry
+from mlx_qwen35.hub.memory import weights_as_loaded
+from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.weights import load_model
 from mlx_qwen35.options import GIB, CacheOptions
+
+Moment = tuple[float, float]  # by the clock; CPU seconds of this process, where it is the one that computes
 
 
 @dataclass(frozen=True)
 class Run:
     """One round. first: seconds to the first token   rest: seconds from it to the last, of all sequences
-    tokens: that came in `rest`
+    tokens: that came in `rest`   first_cpu, rest_cpu: CPU seconds in the same times, 0 where another process computes
     """
 
     first: float
     rest: float
     tokens: int
+    first_cpu: float = 0.0
+    rest_cpu: float = 0.0
 
 
 class Contender(Protocol):
@@ -68,14 +75,14 @@ class Ours:
     remembers: bool = False
 
     def run(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-        times: list[list[float]] = [[] for _ in prompts]
-        start = time.perf_counter()
+        times: list[list[Moment]] = [[] for _ in prompts]
+        start = now()
         lines = [self.engine.submit(self._request(ids, tokens)) for ids in prompts]
 
         def read(place: int) -> None:
             for item in lines[place]:
                 if isinstance(item, int):
-                    times[place].append(time.perf_counter())
+                    times[place].append(now())
 
         readers = [threading.Thread(target=read, args=[place]) for place in range(len(prompts))]
         for reader in readers:
@@ -89,22 +96,47 @@ class Ours:
         return Request(ids, self.known, tokens, checkpoints=checkpoints, draft=self.draft)
 
 
-def timed(start: float, times: Sequence[Sequence[float]]) -> Run:
+def now() -> Moment:
+    return time.perf_counter(), time.process_time()
+
+
+def timed(start: Moment, times: Sequence[Sequence[Moment]]) -> Run:
     """From when all answers had begun until the first of them ended: only then all were being decoded."""
     begun, ended = max(t[0] for t in times), min(t[-1] for t in times)
-    return Run(begun - start, ended - begun, sum(begun < at <= ended for row in times for at in row))
+    tokens = sum(begun < at <= ended for row in times for at in row)
+    return Run(begun[0] - start[0], ended[0] - begun[0], tokens, begun[1] - start[1], ended[1] - begun[1])
+
+
+@dataclass(frozen=True)
+class Network:
+    """Ours, loaded once for all engines of a bench. known: rows of its vocabulary   seconds: that loading took"""
+
+    folder: Path
+    thread: MLXThread
+    model: Model
+    known: int
+    seconds: float
+
+    @contextmanager
+    def engine(self, prefix_bytes: int = 0) -> Iterator[Engine]:
+        """A running engine. prefix_bytes: for prompts that are asked again"""
+        options, warned = CacheOptions(prefix_bytes=prefix_bytes, disk=None), []
+        engine = self.thread.call(
+            lambda: start_engine(self.model, self.thread, self.folder, 8 * GIB, options, warned.append)
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()
 
 
 @contextmanager
-def our_engine(folder: Path, prefix_bytes: int = 0) -> Iterator[tuple[Engine, int]]:
-    """A running engine over the checkpoint, and the rows of its vocabulary."""
+def our_network(folder: Path) -> Iterator[Network]:
     thread = MLXThread()
     try:
+        start = time.perf_counter()
         loaded = thread.call(lambda: load_model(folder))
-        options, warned = CacheOptions(prefix_bytes=prefix_bytes, disk=None), []
-        engine = thread.call(lambda: start_engine(loaded.model, thread, folder, 8 * GIB, options, warned.append))
-        yield engine, loaded.config.vocab_size
-        engine.close()
+        yield Network(folder, thread, loaded.model, loaded.config.vocab_size, time.perf_counter() - start)
     finally:
         thread.close()
 
@@ -123,13 +155,22 @@ class Stock:
             widen(self._model, dtype)
 
     def run(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-        start, times = time.perf_counter(), []
+        start, times = now(), []
         try:
             for _ in self._step(mx.array(list(prompts[0])), self._model, max_tokens=tokens):
-                times.append(time.perf_counter())
+                times.append(now())
         except RuntimeError as error:  # MLX's CPU backend has no gathered products but in float32
             raise UserError(f"mlx-lm cannot run this checkpoint here ({error}); with --float32 it may.") from None
         return timed(start, [times])
+
+
+def stock_bytes(tensors: Mapping[str, TensorEntry], dtype: mx.Dtype | None) -> int:
+    """What stock's own copy of a checkpoint takes beside ours: all but the MTP layer, as `Stock` holds it."""
+    stored = weights_as_loaded(tensors, mtp=False)
+    if dtype != mx.float32:
+        return stored
+    narrow = {name: entry for name, entry in tensors.items() if entry.dtype in ("BF16", "F16")}
+    return stored + weights_as_loaded(narrow, mtp=False)
 
 
 def widen(model: Any, dtype: mx.Dtype) -> None:

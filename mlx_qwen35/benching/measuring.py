@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from mlx_qwen35.benching.contenders import Contender, Run, made_up
 
-PROMPTS = (128, 512, 2_048, 8_192)
+PROMPTS = (128, 512, 2_048, 8_192, 32_768)
+LONG = 131_072  # where it is asked for: minutes on most Macs
 BATCHES = (1, 4, 8)
 BATCH_PROMPT = 128
 
@@ -25,7 +26,8 @@ class Case:
 @dataclass(frozen=True)
 class Measure:
     """Of one contender in one case, medians. first: seconds to the first token of the last answer to begin
-    prefill, decode: tokens a second, of all sequences together
+    prefill, decode: tokens a second, of all sequences together   prefill_cpu, decode_cpu: tokens a CPU second; 0 where
+    another process computes
     """
 
     contender: str
@@ -33,6 +35,8 @@ class Measure:
     first: float
     prefill: float
     decode: float
+    prefill_cpu: float = 0.0
+    decode_cpu: float = 0.0
 
 
 def cases(prompts: Sequence[int], batches: Sequence[int], tokens: int) -> list[Case]:
@@ -56,9 +60,17 @@ def measure(
             tell(f"{contender.name}: {case.batch} x {case.length:,} tokens, round {number + 1} of {rounds}")
             runs[contender.name].append(contender.run(prompts, case.tokens))
     for name, found in runs.items():
-        first = median(run.first for run in found)
-        speeds = [run.tokens / run.rest for run in found if run.rest > 0]
-        yield Measure(name, case, first, case.batch * case.length / first, median(speeds) if speeds else 0.0)
+        read, first = case.batch * case.length, median(run.first for run in found)
+        prefill_cpu = _speed((read, run.first_cpu) for run in found)
+        decode = _speed((run.tokens, run.rest) for run in found)
+        decode_cpu = _speed((run.tokens, run.rest_cpu) for run in found)
+        yield Measure(name, case, first, read / first, decode, prefill_cpu, decode_cpu)
+
+
+def _speed(runs: Iterable[tuple[int, float]]) -> float:
+    """The median of tokens a second, 0 where no time is known."""
+    speeds = [tokens / seconds for tokens, seconds in runs if seconds > 0]
+    return median(speeds) if speeds else 0.0
 
 
 def cached_first(contender: Contender, length: int, known: int) -> tuple[float, float]:

@@ -18,7 +18,8 @@ COLOURS = ("#c2410c", "#4b6a88", "#6b7f3a", "#7a4b88")
 
 @dataclass
 class Bench:
-    """Everything of one run. conditions: lines on the machine and versions   load: seconds of ours
+    """Everything of one run. conditions: lines on the machine and versions   on_cpu: that is what computes
+    load: seconds of ours
     peak: MLX's bytes, those of a peer in this process among them
     cold, cached: seconds to the first token of a prompt of `cached_length` tokens, new and again
     """
@@ -27,6 +28,7 @@ class Bench:
     conditions: Sequence[str]
     subject: Subject
     chip: Chip | None
+    on_cpu: bool
     load: float
     peak: int
     cold: float
@@ -40,7 +42,8 @@ def lines_of(bench: Bench) -> list[str]:
     names = list(dict.fromkeys(m.contender for m in bench.measures))
     others = names[1:]
     head = ["prompt", "at once", *(f"{n}, prompt tok/s" for n in names), *(f"{n}, decode tok/s" for n in names)]
-    head += [f"ours / {n}, prompt" for n in others] + [f"ours / {n}, decode" for n in others]
+    by = " (by CPU seconds)" if bench.on_cpu else ""
+    head += [f"ours / {n}, prompt{by}" for n in others] + [f"ours / {n}, decode{by}" for n in others]
     head += ["of the limits"] if bench.chip else []
     rows = [head, ["--:"] * len(head)]
     for case in dict.fromkeys(m.case for m in bench.measures):
@@ -48,8 +51,7 @@ def lines_of(bench: Bench) -> list[str]:
         prefills = [_number(found[n].prefill) if n in found else "-" for n in names]
         decodes = [_number(found[n].decode) if n in found else "-" for n in names]
         ours = found[names[0]]
-        ratios = [f"{ours.prefill / found[n].prefill:.2f}" if n in found else "-" for n in others]
-        ratios += [f"{ours.decode / found[n].decode:.2f}" if n in found and found[n].decode else "-" for n in others]
+        ratios = [_ratio(bench, ours, found.get(n), what) for what in ("prefill", "decode") for n in others]
         row = [f"{case.length:,}", str(case.batch), *prefills, *decodes, *ratios]
         rows.append([*row, _of_limits(bench, ours)] if bench.chip else row)
     table = [f"| {' | '.join(row)} |" for row in rows]
@@ -59,6 +61,15 @@ def lines_of(bench: Bench) -> list[str]:
         f"{bench.peak / 1e9:.2f} GB."
     )
     return [f"### {bench.title}", "", *bench.conditions, "", *table, "", first]
+
+
+def _ratio(bench: Bench, ours: Measure, other: Measure | None, what: str) -> str:
+    """By the clock; where the CPU computes also by its seconds, which hold on a machine that others use as well."""
+    if other is None or not getattr(other, what):
+        return "-"
+    told = f"{getattr(ours, what) / getattr(other, what):.2f}"
+    spent = getattr(other, f"{what}_cpu")
+    return f"{told} ({getattr(ours, f'{what}_cpu') / spent:.2f})" if bench.on_cpu and spent else told
 
 
 def _of_limits(bench: Bench, ours: Measure) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -10,16 +11,24 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
-from mlx_qwen35.benching.contenders import Ours, Run, Stock, made_up, our_engine, timed
-from mlx_qwen35.benching.measuring import Case, cached_first, cases, measure
+from mlx_qwen35.benching.contenders import Ours, Run, Stock, made_up, our_network, stock_bytes, timed
+from mlx_qwen35.benching.measuring import Case, Measure, cached_first, cases, measure
+from mlx_qwen35.benching.report import Bench, lines_of
 from mlx_qwen35.benching.url import Server
 from mlx_qwen35.cli import main
 from mlx_qwen35.errors import UserError
+from mlx_qwen35.hub.family import FAMILY
+from mlx_qwen35.hub.machine import Machine
 from mlx_qwen35.hub.names import demo_folder
+from mlx_qwen35.models import fit
+from mlx_qwen35.models.fit import headers_of, plan_folder
 from mlx_qwen35.options import CacheOptions
+from mlx_qwen35.planning.subject import of_family
 from mlx_qwen35.runtime import Runtime
 from mlx_qwen35.server.settings import Settings
+from mlx_qwen35.terminal.benching import _lengths
 from tests.server.conftest import running
 
 
@@ -53,9 +62,42 @@ def test_who_has_no_batches_is_left_out_of_them() -> None:
 
 
 def test_only_the_time_in_which_all_decode_counts() -> None:
-    run = timed(10.0, [[11.0, 12.0, 13.0, 20.0], [11.5, 12.5, 13.5]])
-    assert (run.first, run.rest) == (1.5, 2.0)
+    # CPU seconds, the second ones, are half of those by the clock.
+    rows = [[11.0, 12.0, 13.0, 20.0], [11.5, 12.5, 13.5]]
+    run = timed((10.0, 5.0), [[(at, at / 2) for at in row] for row in rows])
+    assert (run.first, run.rest, run.first_cpu, run.rest_cpu) == (1.5, 2.0, 0.75, 1.0)
     assert run.tokens == 4  # 12, 13, 12.5, 13.5
+
+
+def test_ratios_stand_by_cpu_seconds_as_well_where_the_cpu_computes() -> None:
+    case = Case(100, 1, 8)
+    measures = [Measure("ours", case, 1.0, 100.0, 10.0, 90.0, 9.0), Measure("peer", case, 4.0, 25.0, 5.0, 30.0, 3.0)]
+    subject = of_family(FAMILY["0.8b"], 4)
+    for on_cpu, told in ((True, ["4.00 (3.00)", "2.00 (3.00)"]), (False, ["4.00", "2.00"])):
+        bench = Bench("a", [], subject, None, on_cpu, 1.0, 1, 1.0, 1.0, 100, measures)
+        assert [cell.strip() for cell in lines_of(bench)[5].split("|")[-3:-1]] == told
+
+
+def test_stocks_own_copy_is_counted_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["bench", "demo", "--prompts", "16", "--batch", "1", "--tokens", "4", "--rounds", "1", "--float32"]
+    room = plan_folder(demo_folder(), 20, "demo").total + 1
+    monkeypatch.setattr(fit, "machine", lambda: Machine(room, room, room))
+    assert main(asked) == 0
+    assert main([*asked, "--vs", "mlx-lm"]) == 2
+    assert "Without --vs mlx-lm it fits." in capsys.readouterr().err
+    assert main([*asked, "--vs", "mlx-lm", "--force"]) == 0
+    tensors = headers_of("demo")[1]
+    loaded = dict(tree_flatten(Stock(demo_folder(), mx.float32)._model.parameters()))
+    assert stock_bytes(tensors, mx.float32) == sum(a.nbytes for a in loaded.values())
+
+
+def test_the_usual_lengths_end_where_the_native_context_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = argparse.Namespace(prompts=None, long=True, tokens=64, model="demo", offline=True)
+    lengths, (note,) = _lengths(arguments)
+    assert lengths == [128, 512, 2_048, 8_192]  # of 32,768, nothing would be left for the answer
+    assert note == "Left out: prompts of 32,768, 131,072 tokens, since its context holds 32,768."
 
 
 def test_cases_are_lengths_alone_and_short_prompts_together() -> None:
@@ -64,14 +106,15 @@ def test_cases_are_lengths_alone_and_short_prompts_together() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_our_engine_gives_every_token_it_is_asked_for(count: int) -> None:
-    with our_engine(demo_folder()) as (engine, known):
-        run = Ours(engine, known).run(made_up(count, 20, known, 1), 6)
+    with our_network(demo_folder()) as network, network.engine() as engine:
+        run = Ours(engine, network.known).run(made_up(count, 20, network.known, 1), 6)
     assert 0 < run.tokens <= 5 * count
+    assert run.first_cpu > 0  # MLX computes on another thread of this process
 
 
 def test_a_prompt_asked_again_is_reused() -> None:
-    with our_engine(demo_folder(), 1 << 28) as (engine, known):
-        cached_first(Ours(engine, known, remembers=True), 64, known)
+    with our_network(demo_folder()) as network, network.engine(1 << 28) as engine:
+        cached_first(Ours(engine, network.known, remembers=True), 64, network.known)
         assert engine.stats().cached_tokens > 0
 
 
