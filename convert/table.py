@@ -7,11 +7,9 @@ from mlx_qwen35.convert.plan import ConversionPlan, Job
 from mlx_qwen35.convert.roles import ROLES, token_share
 from mlx_qwen35.convert.sizing import chosen_share, memory_for_weights
 from mlx_qwen35.errors import ConfigError
-from mlx_qwen35.hub.machine import GIB, this_machine
+from mlx_qwen35.hub.machine import GIB, MACS, this_machine
 from mlx_qwen35.hub.memory import DEFAULT_CONTEXT
 from mlx_qwen35.hub.progress import gigabytes
-
-MAC_MEMORIES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)  # GiB
 
 
 def table_of(plan: ConversionPlan) -> str:
@@ -38,7 +36,7 @@ def table_of(plan: ConversionPlan) -> str:
 def memory_line(plan: ConversionPlan) -> str:
     """The smallest Mac whose GPU memory holds the weights beside a conversation, and whether this machine does."""
     config, needed = plan.source.config, plan.nbytes
-    macs = [memory for memory in MAC_MEMORIES if _holds(config, memory * GIB, needed)]
+    macs = [memory for memory in MACS if _holds(config, memory * GIB, needed)]
     where = f"a Mac with {macs[0]} GB of memory or more" if macs else "no Mac"
     here = this_machine().budget
     left = "fits" if _holds(config, here / 0.75, needed) else "does not fit"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from mlx_qwen35.benching.contenders import Contender, Run, made_up
+from mlx_qwen35.benching.energy import Meter
 
 PROMPTS = (128, 512, 2_048, 8_192, 32_768)
 LONG = 131_072  # where it is asked for: minutes on most Macs
@@ -27,7 +28,7 @@ class Case:
 class Measure:
     """Of one contender in one case, medians. first: seconds to the first token of the last answer to begin
     prefill, decode: tokens a second, of all sequences together   prefill_cpu, decode_cpu: tokens a CPU second; 0 where
-    another process computes
+    another process computes   watts: of the whole chip meanwhile, 0 where nothing counts them
     """
 
     contender: str
@@ -37,6 +38,7 @@ class Measure:
     decode: float
     prefill_cpu: float = 0.0
     decode_cpu: float = 0.0
+    watts: float = 0.0
 
 
 def cases(prompts: Sequence[int], batches: Sequence[int], tokens: int) -> list[Case]:
@@ -50,21 +52,27 @@ def measure(
     known: int,
     rounds: int,
     tell: Callable[[str], None],
+    meter: Meter | None = None,
 ) -> Iterator[Measure]:
     """All contenders in turn, `rounds` times; prompts are new in each round, and the same for all in a round."""
     able = [c for c in contenders if case.batch == 1 or c.batches]
     runs: dict[str, list[Run]] = {contender.name: [] for contender in able}
+    watts: dict[str, list[float]] = {contender.name: [] for contender in able}
     for number in range(rounds):
         prompts = made_up(case.batch, case.length, known, seed=1000 * case.length + 10 * case.batch + number)
         for contender in able:
             tell(f"{contender.name}: {case.batch} x {case.length:,} tokens, round {number + 1} of {rounds}")
-            runs[contender.name].append(contender.run(prompts, case.tokens))
+            before = meter.joules() if meter else None
+            runs[contender.name].append(run := contender.run(prompts, case.tokens))
+            if meter and before is not None and (after := meter.joules()) is not None:
+                watts[contender.name].append((after - before) / (run.first + run.rest))
     for name, found in runs.items():
         read, first = case.batch * case.length, median(run.first for run in found)
         prefill_cpu = _speed((read, run.first_cpu) for run in found)
         decode = _speed((run.tokens, run.rest) for run in found)
         decode_cpu = _speed((run.tokens, run.rest_cpu) for run in found)
-        yield Measure(name, case, first, read / first, decode, prefill_cpu, decode_cpu)
+        power = median(watts[name]) if watts[name] else 0.0
+        yield Measure(name, case, first, read / first, decode, prefill_cpu, decode_cpu, power)
 
 
 def _speed(runs: Iterable[tuple[int, float]]) -> float:

@@ -21,6 +21,7 @@ class Bench:
     """Everything of one run. conditions: lines on the machine and versions   on_cpu: that is what computes
     load: seconds of ours
     peak: MLX's bytes, those of a peer in this process among them
+    energy: whose watts are told, or why none are
     cold, cached: seconds to the first token of a prompt of `cached_length` tokens, new and again
     """
 
@@ -34,6 +35,7 @@ class Bench:
     cold: float
     cached: float
     cached_length: int
+    energy: str
     measures: list[Measure] = field(default_factory=list)
 
 
@@ -44,6 +46,8 @@ def lines_of(bench: Bench) -> list[str]:
     head = ["prompt", "at once", *(f"{n}, prompt tok/s" for n in names), *(f"{n}, decode tok/s" for n in names)]
     by = " (by CPU seconds)" if bench.on_cpu else ""
     head += [f"ours / {n}, prompt{by}" for n in others] + [f"ours / {n}, decode{by}" for n in others]
+    counted = any(m.watts for m in bench.measures)
+    head += [f"{n}, watts" for n in names] if counted else []
     head += ["of the limits"] if bench.chip else []
     rows = [head, ["--:"] * len(head)]
     for case in dict.fromkeys(m.case for m in bench.measures):
@@ -52,13 +56,14 @@ def lines_of(bench: Bench) -> list[str]:
         decodes = [_number(found[n].decode) if n in found else "-" for n in names]
         ours = found[names[0]]
         ratios = [_ratio(bench, ours, found.get(n), what) for what in ("prefill", "decode") for n in others]
-        row = [f"{case.length:,}", str(case.batch), *prefills, *decodes, *ratios]
+        watts = [f"{found[n].watts:.1f}" if n in found else "-" for n in names] if counted else []
+        row = [f"{case.length:,}", str(case.batch), *prefills, *decodes, *ratios, *watts]
         rows.append([*row, _of_limits(bench, ours)] if bench.chip else row)
     table = [f"| {' | '.join(row)} |" for row in rows]
     first = (
         f"A prompt of {bench.cached_length:,} tokens: first token after {bench.cold:.2f} s, asked again "
         f"{bench.cached:.2f} s. Loaded in {bench.load:.1f} s; MLX's peak, of all that run in this process, "
-        f"{bench.peak / 1e9:.2f} GB."
+        f"{bench.peak / 1e9:.2f} GB. Energy: {bench.energy}."
     )
     return [f"### {bench.title}", "", *bench.conditions, "", *table, "", first]
 
@@ -84,6 +89,7 @@ def data_of(bench: Bench) -> dict[str, Any]:
         "model": bench.title,
         "conditions": list(bench.conditions),
         "chip": bench.chip and label(bench.chip),
+        "energy": bench.energy,
         "load_seconds": bench.load,
         "peak_bytes": bench.peak,
         "first_token": {"tokens": bench.cached_length, "cold": bench.cold, "cached": bench.cached},

@@ -8,7 +8,6 @@ from mlx_qwen35.hub.memory import MemoryPlan, plan_memory
 from mlx_qwen35.models.context import LARGEST_FACTOR
 from mlx_qwen35.planning.subject import Subject
 
-MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GiB of memory
 CONTEXTS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072, 262_144, 524_288, 1_010_000)
 
 

@@ -10,10 +10,10 @@ from mlx_qwen35.columns import aligned
 from mlx_qwen35.convert.sizing import USABLE
 from mlx_qwen35.counting.report import WINDOW, cost
 from mlx_qwen35.hub.family import FamilyEntry
-from mlx_qwen35.hub.machine import GIB, Machine
+from mlx_qwen35.hub.machine import GIB, MACS, Machine
 from mlx_qwen35.hub.memory import MemoryPlan
 from mlx_qwen35.planning.chips import CHIPS, Chip, label
-from mlx_qwen35.planning.fitting import MACS, longest_context, mac, plan_of
+from mlx_qwen35.planning.fitting import longest_context, mac, plan_of
 from mlx_qwen35.planning.roofline import ASSUMPTIONS, limits
 from mlx_qwen35.planning.subject import Subject
 

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -71,6 +72,7 @@ def _bench(args: argparse.Namespace) -> Bench:
     import mlx.core as mx
 
     from mlx_qwen35.benching.contenders import Ours, our_network
+    from mlx_qwen35.benching.energy import Meter
     from mlx_qwen35.benching.measuring import BATCHES, cached_first, cases, measure
     from mlx_qwen35.benching.report import Bench
     from mlx_qwen35.models.fit import fetch_if_it_fits, headers_of
@@ -82,7 +84,7 @@ def _bench(args: argparse.Namespace) -> Bench:
     config, tensors = headers_of(str(folder), args.offline)
     _check_peer(args, plan, tensors)
     length = min(prompts, key=lambda n: abs(n - 2048))
-    with our_network(folder) as network:
+    with our_network(folder) as network, closing(Meter()) as meter:
         with network.engine(CACHED_PREFIX) as engine:
             cold, cached = cached_first(Ours(engine, network.known, remembers=True), length, network.known)
         with network.engine() as engine:
@@ -93,11 +95,12 @@ def _bench(args: argparse.Namespace) -> Bench:
             mx.reset_peak_memory()
             subject, on_cpu = of_checkpoint(config, tensors), not mx.metal.is_available()
             conditions = [*_conditions(), *left_out]
+            energy = f"not available ({meter.why})" if meter.why else "watts of the whole chip, by its own counters"
             bench = Bench(
-                args.model, conditions, subject, this_chip(), on_cpu, network.seconds, 0, cold, cached, length
+                args.model, conditions, subject, this_chip(), on_cpu, network.seconds, 0, cold, cached, length, energy
             )
             for case in cases(prompts, args.batch or BATCHES, args.tokens):
-                bench.measures += measure(contenders, case, network.known, args.rounds, _tell)
+                bench.measures += measure(contenders, case, network.known, args.rounds, _tell, meter)
             bench.peak = mx.get_peak_memory()
     return bench
 

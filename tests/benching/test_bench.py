@@ -74,7 +74,7 @@ def test_ratios_stand_by_cpu_seconds_as_well_where_the_cpu_computes() -> None:
     measures = [Measure("ours", case, 1.0, 100.0, 10.0, 90.0, 9.0), Measure("peer", case, 4.0, 25.0, 5.0, 30.0, 3.0)]
     subject = of_family(FAMILY["0.8b"], 4)
     for on_cpu, told in ((True, ["4.00 (3.00)", "2.00 (3.00)"]), (False, ["4.00", "2.00"])):
-        bench = Bench("a", [], subject, None, on_cpu, 1.0, 1, 1.0, 1.0, 100, measures)
+        bench = Bench("a", [], subject, None, on_cpu, 1.0, 1, 1.0, 1.0, 100, "none", measures)
         assert [cell.strip() for cell in lines_of(bench)[5].split("|")[-3:-1]] == told
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from mlx_qwen35.cli import main
 from mlx_qwen35.hub.family import FAMILY
+from mlx_qwen35.hub.machine import MACS
 from mlx_qwen35.models.fit import headers_of
+from mlx_qwen35.planning.chips import CHIPS
 from mlx_qwen35.planning.fitting import CONTEXTS, longest_context, mac, plan_of
 from mlx_qwen35.planning.subject import of_family
 
@@ -42,6 +44,10 @@ def test_a_model_of_a_short_context_is_promised_no_longer_one_than_yarn_gives(
     data = json.loads(out(capsys, "demo", "--json", "--context", "4096"))
     native = headers_of("demo")[0]["text_config"]["max_position_embeddings"]
     assert set(data["longest_context"]["512"].values()) == {4 * native}
+
+
+def test_every_chip_comes_with_memories_of_the_list() -> None:
+    assert {memory for chip in CHIPS for memory in chip.memories} == set(MACS)
 
 
 def test_quantized_kv_and_several_sequences_change_the_cache_alone(capsys: pytest.CaptureFixture[str]) -> None:
