@@ -131,9 +131,10 @@ class Recorder:
         """like: shapes and dtypes of the outputs"""
         self.calls.append(Call(name, facts))
         marker = mx.zeros(len(self.calls), mx.uint8)
-        return mx.depends([mx.zeros(shape, dtype) for shape, dtype in like], [*inputs, marker])
+        return _DEPENDS([mx.zeros(shape, dtype) for shape, dtype in like], [*inputs, marker])
 
 
+_DEPENDS = mx.depends  # how nodes are left; the network's own say an order only, and leave nothing
 _recorders: list[Recorder] = []  # stand-ins may outlive the recording they were made in, and leave in the innermost
 
 
@@ -145,7 +146,7 @@ def _leave(name: str, inputs: Sequence[mx.array], like: Sequence[tuple[Any, mx.D
 
 def unnamed(inputs: Sequence[mx.array], like: Sequence[tuple[Any, mx.Dtype]]) -> list[mx.array]:
     """One cheap node with these outputs, for graphs that nobody reads."""
-    return mx.depends([_empty(tuple(shape), dtype) for shape, dtype in like], list(inputs))
+    return _DEPENDS([_empty(tuple(shape), dtype) for shape, dtype in like], list(inputs))
 
 
 @functools.cache
@@ -247,7 +248,9 @@ def _fused() -> dict[str, Callable[..., Any]]:
 
 
 def _unfused() -> dict[str, Callable[..., Any]]:
-    """Stand-ins for what MLX cannot export (contiguous), and what it takes apart without a GPU (dequantize)."""
+    """Stand-ins for what MLX cannot export (contiguous), what it takes apart without a GPU (dequantize), and what moves
+    nothing (depends).
+    """
 
     def contiguous(x: mx.array, *_: Any, **__: Any) -> mx.array:
         return _leave("Contiguous", [x], [(x.shape, x.dtype)])[0]
@@ -257,7 +260,10 @@ def _unfused() -> dict[str, Callable[..., Any]]:
         inputs = [w, scales] if biases is None else [w, scales, biases]
         return _leave("Dequantize", inputs, [(shape, mx.bfloat16 if biases is None else scales.dtype)])[0]
 
-    return {"contiguous": contiguous, "dequantize": dequantize}
+    def depends(inputs: Any, dependencies: Any) -> Any:
+        return inputs
+
+    return {"contiguous": contiguous, "dequantize": dequantize, "depends": depends}
 
 
 def _launches(function: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]) -> int:

@@ -97,6 +97,9 @@ class GatedDeltaNet(nn.Module):
             memory = DeltaMemory(inputs.flatten(0, 1), states, held)
         else:
             memory = DeltaMemory(mx.contiguous(inputs[:, T:]).flatten(0, 1), after)
+            # MLX computes last in a step what nothing waits for, and would hold every layer's whole window until then,
+            # for the few rows at its end.
+            (output,) = mx.depends([output], [memory.inputs, memory.state])
         DeltaState.move(part.states, memory, part.tokens, part.drafts)
         return self.norm(output, projected.z.cut(values).reshape(B, T, self.Hv, self.Dv))
 

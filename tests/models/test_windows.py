@@ -10,8 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from examples import real_shapes
 from mlx_qwen35.caches.rows import SequenceCache, attention_layers, recurrent_layers
 from mlx_qwen35.generation.start import make_caches
+from mlx_qwen35.hub.family import FAMILY
+from mlx_qwen35.models.config import parse_config
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.windows import Window, commit
 from tests.support.networks import DEMO, distance, largest_distance, memory_of, network, random_ids, same_bytes
@@ -237,3 +240,22 @@ def test_a_snapshot_is_untouched_by_what_comes_after(bits: int) -> None:
     mx.eval([layer.state for text in [*texts, third] for layer in text.cache])
     assert same_bytes(held, before)
     assert same_bytes(taken, before)
+
+
+def test_a_long_window_takes_no_more_memory_in_a_deeper_network() -> None:
+    """But for the states that stay: what a layer keeps of a window is cut from it before the next layer begins."""
+
+    def grown(layers: int) -> tuple[int, int]:
+        config = real_shapes.config_of(FAMILY["0.8b"], layers, 64, mtp=False)
+        small = {"hidden_size": 64, "intermediate_size": 64, "layer_types": ["linear_attention"] * layers}
+        config["text_config"] |= small
+        model = Model(parse_config(config))
+        mx.eval(model.parameters())
+        cache, before = model.make_cache(), mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(model.step([Window(mx.zeros(512, mx.int32), cache)]), [layer.state for layer in cache])
+        return mx.get_peak_memory() - before, sum(layer.nbytes for layer in cache)
+
+    (shallow, few), (deep, many) = grown(2), grown(8)
+    window = 512 * 6144 * 4  # bytes of what one layer's convolution reads
+    assert deep - shallow - (many - few) < window
