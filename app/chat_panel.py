@@ -173,10 +173,10 @@ def wire(desk: Desk, panel: ChatPanel, settings: SettingsPanel) -> list[Any]:
             return
         yield from respond(desk, tab, question, list(values))
 
-    def edit(tab: Tab, place: str, *values: Any, event: gr.EditData) -> Iterator[Any]:
+    def edit(tab: Tab, place: str, event: gr.EditData, *values: Any) -> Iterator[Any]:
         yield from again(tab, place, event.index, as_typed(str(event.value)), list(values))
 
-    def retry(tab: Tab, place: str, *values: Any, event: gr.RetryData) -> Iterator[Any]:
+    def retry(tab: Tab, place: str, event: gr.RetryData, *values: Any) -> Iterator[Any]:
         yield from again(tab, place, event.index, None, list(values))
 
     def again(tab: Tab, place: str, block: Any, question: str | None, values: list[Any]) -> Iterator[Any]:

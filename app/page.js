@@ -1,5 +1,5 @@
-// What Gradio has no component for: Esc stops the answer, and the address names the open chat, so that a reload
-// finds it again.
+// What Gradio has no component for: Esc stops the answer; the address names the open chat, so that a reload finds it
+// again; on a narrow screen the list of chats does not cover the chat.
 (() => {
   "use strict";
 
@@ -19,6 +19,26 @@
     else address.searchParams.delete("chat");
     window.history.replaceState(window.history.state, "", address);
   };
-  // A field's value changes without an event that could be listened to.
-  window.setInterval(follow, 250);
+
+  const fold = () => {
+    if (window.innerWidth > 768) return;
+    document.querySelector("#chats-sidebar.open .toggle-button")?.click();
+  };
+  document.addEventListener("change", (event) => {
+    if (event.target.closest("#chats")) fold();
+  });
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#new-chat")) fold();
+  });
+
+  let begun = false;
+  const look = () => {
+    follow();
+    if (!begun && document.querySelector("#chats-sidebar .toggle-button")) {
+      begun = true;
+      fold();
+    }
+  };
+  // Neither a field's value nor Gradio's being ready is an event that could be listened to.
+  window.setInterval(look, 200);
 })();

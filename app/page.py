@@ -36,7 +36,7 @@ def build(desk: Desk) -> gr.Blocks:
         with gr.Sidebar(elem_id="chats-sidebar", width=280):
             chats = chats_panel.make()
         with gr.Column(scale=1, elem_id="chat"):
-            gr.Markdown(lambda: heading(desk.runtime), elem_id="model-heading")
+            model = gr.Markdown(heading(desk.runtime), elem_id="model-heading")
             # The live strip's place: `strip(desk)`.
             tab, place, title, chatbot = chat_panel.make_conversation(desk)
             approval, approval_text, verdicts = chat_panel.make_approval()
@@ -58,6 +58,13 @@ def build(desk: Desk) -> gr.Blocks:
         settings_panel.wire(desk, settings)
         changed = chat_panel.wire(desk, chat, settings)
         chats_panel.wire(desk, page, chats, chat, settings, changed)
+        page.load(
+            lambda: heading(desk.runtime),  # another model may have come since the page was built
+            outputs=model,
+            api_visibility="private",
+            queue=False,
+            show_progress="hidden",
+        )
     return page
 
 

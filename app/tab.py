@@ -32,6 +32,7 @@ class Tab:
     _efforts: dict[int | str, Effort] = field(default_factory=dict)
     _allowed: set[str] = field(default_factory=set)
     _before: Shown | None = None
+    _taken: list[Message] = field(default_factory=list)
 
     @classmethod
     def of(cls, store: Store) -> Tab:
@@ -84,13 +85,14 @@ class Tab:
     def cut(self, messages: int, model: str) -> str:
         """Forget what follows the first messages; what is more than a question and its answer is kept as a branch.
 
-        Returns a line that says so, or "". Raises UserError, and then nothing is forgotten.
+        Where the next question is not answered, it stands there again. Returns a line for the person, or "". Raises
+        UserError, and then nothing is forgotten.
         """
         said, notice = self.conversation.messages, ""
         if self.id and sum(m["role"] == "user" for m in said[messages:]) > 1:
             kept = self.keeper.store.create(branched(self.conversation, len(said), self.title), model, self.id)
             notice = f"What followed is kept as a chat of its own: {kept.title}"
-        self.conversation.messages = said[:messages]
+        self.conversation.messages, self._taken = said[:messages], said[messages:]
         self._efforts = {k: v for k, v in self._efforts.items() if isinstance(k, str) or k < messages}
         self.turn, self._before = None, None
         return notice
@@ -103,6 +105,7 @@ class Tab:
             return question
         place, question = self.question_at(len(self.shown().blocks) - 1)
         self.cut(place, model)
+        self._taken = []
         if self.conversation.messages:
             self.notice = self.keeper.keep(self.conversation, model)
         elif self.id:
@@ -131,7 +134,9 @@ class Tab:
                 self.conversation.add(turn.question, *messages)
                 self._efforts |= turn.efforts(first)
                 self.notice = self.keeper.keep(self.conversation, turn.model) or self.notice
-                self._before = None
+            else:
+                self.conversation.messages += self._taken
+            self._taken, self._before = [], None
             turn.kept = True
 
     def stop(self) -> None:
@@ -179,7 +184,7 @@ class Tab:
     def _leave(self) -> None:
         self.stop()
         self.turn, self.notice, self.blank = None, "", False
-        self._efforts, self._allowed, self._before = {}, set(), None
+        self._efforts, self._allowed, self._before, self._taken = {}, set(), None, []
 
 
 def _text_of(message: Message) -> str:
