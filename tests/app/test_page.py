@@ -180,3 +180,32 @@ def test_nothing_asked_is_nothing_done(tiny_app: RunningApp) -> None:
     result: Any = ask(tiny_app.client(), "  \n").result()
     assert result is not None
     assert len(tiny_app.requests) == asked
+
+
+def test_retry_and_edit_ask_anew_in_place_of_what_was_answered(tiny_app: RunningApp) -> None:
+    client = tiny_app.client()
+    ask(client, "First", max_tokens=4).result(timeout=60)
+    ask(client, "Second", max_tokens=4).result(timeout=60)
+    clicked(tiny_app, client, "retry", {"index": 2, "value": "Second"})
+    assert [m["content"] for m in tiny_app.requests[-1].messages if m["role"] == "user"] == ["First", "Second"]
+    clicked(tiny_app, client, "edit", {"index": 0, "value": "Changed", "previous_value": "First"})
+    assert tiny_app.requests[-1].messages == [{"role": "user", "content": "Changed"}]
+
+
+def clicked(app: RunningApp, client: Client, name: str, event: dict[str, Any]) -> None:
+    """What the page sends when a button of a message is clicked; until the answer has ended."""
+    with httpx.Client(base_url=app.url, timeout=60) as browser:
+        config = browser.get("/config").json()
+        function = next(function for function in config["dependencies"] if function["api_name"] == name)
+        shown = {component["id"]: component["props"].get("value") for component in config["components"]}
+        data = [4 if id == max_tokens(config) else shown[id] for id in function["inputs"]]
+        session = client.session_hash
+        join = {"data": data, "fn_index": function["id"], "session_hash": session, "event_data": event}
+        browser.post("/gradio_api/queue/join", json=join).raise_for_status()
+        with browser.stream("GET", f"/gradio_api/queue/data?session_hash={session}") as stream:
+            end = next(line for line in stream.iter_lines() if "process_completed" in line)
+        assert json.loads(end.removeprefix("data:"))["success"]
+
+
+def max_tokens(config: dict[str, Any]) -> int:
+    return next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "max_tokens")
