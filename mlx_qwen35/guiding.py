@@ -105,18 +105,26 @@ class Guides:
         functions = functions_of(asked.tools)
         if asked.tool_choice.name is not None:
             functions = [function for function in functions if function.name == asked.tool_choice.name][:1]
-        grammar = Grammar("tool calls", call_grammar(functions, asked.parallel, WHITESPACE))
-        if self._compiler().problem(grammar):
-            functions = [self._followable(function) for function in functions]
-            grammar = Grammar("tool calls", call_grammar(functions, asked.parallel, WHITESPACE))
-        return self._compiler().guide(grammar)
+        with contextlib.suppress(RequestError):
+            return self._guide_of(functions, asked.parallel)
+        followable = [self._followable(function) for function in functions]
+        with contextlib.suppress(RequestError):  # each may be followed, and all together be too much
+            return self._guide_of(followable, asked.parallel)
+        return self._guide_of([replace(f, plain=not f.strict) for f in followable], asked.parallel)
+
+    def _guide_of(self, functions: Sequence[Function], parallel: bool) -> Matched:
+        return self._compiler().guide(Grammar("tool calls", call_grammar(functions, parallel, WHITESPACE)))
 
     def _followable(self, function: Function) -> Function:
         """The function as far as its calls can be followed. RequestError for a strict one that cannot."""
-        problem = self._compiler().problem(Grammar("tool calls", call_grammar([function], False, WHITESPACE)))
-        if problem and function.strict:
-            raise RequestError(f"The tool {function.name!r:.60} is strict, but its parameters cannot be: {problem}")
-        return replace(function, plain=bool(problem))
+        try:
+            self._guide_of([function], False)
+        except RequestError as problem:
+            if function.strict:
+                told = f"The tool {function.name!r:.60} is strict, but its parameters cannot be: {problem}"
+                raise RequestError(told) from None
+            return replace(function, plain=True)
+        return function
 
     def _compiler(self) -> Grammars:
         with self._lock:

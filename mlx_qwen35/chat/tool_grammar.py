@@ -31,6 +31,10 @@ ANYTHING = ("(?s:.*)",)
 ANY_KEY = r"/[^><\n]{1,64}/"
 WORDS = {"boolean": ("true", "false", "True", "False"), "null": ("null", "None")}
 MAX_TEXT = 100_000  # of minLength and maxLength; more is not followed
+# Characters to which a limit on text is followed, and those that all limits of a request's tools may count together.
+# Near a closing tag llguidance follows each of them on its own: a few limits of 100 take it seconds, and then it gives
+# up in the middle of a call. Whoever runs a tool checks them anyway; a strict tool is refused, as OpenAI refuses it.
+LONGEST_LIMIT, COUNTED = 64, 128
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,26 @@ class _Texts:
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
+        self._room = COUNTED
         self.lines: list[str] = []
+
+    def limited(self, schema: Mapping[str, Any], end: str, strict: bool) -> str:
+        """The rule for text of `schema`; without its limits on length where they would be too much, if not `strict`."""
+        pattern, (low, high) = _patterns(schema), _lengths(schema)
+        if not low and high is None:
+            return self.name(pattern or ANYTHING, end)
+        lengths = f"(?s:.{{{low},{'' if high is None else high}}})"
+        known = len(self.lines)
+        counted = high or low
+        if counted > (LONGEST_LIMIT if strict else min(LONGEST_LIMIT, self._room)):
+            if strict:
+                raise RequestError(
+                    f"a text's minLength or maxLength is {counted:,}; at most {LONGEST_LIMIT} is followed."
+                )
+            return self.name(pattern or ANYTHING, end)
+        name = self.name((*pattern, lengths), end)
+        self._room -= counted * (len(self.lines) > known)
+        return name
 
     def name(self, bodies: Sequence[str], end: str) -> str:
         """The rule for text that matches each of the expressions, with the newline before it and the tags after."""
@@ -135,7 +158,7 @@ class _Rules:
         if choices is not None and not self._function.plain:
             return self._literals([printed(choice) for choice in choices], end)
         if kind.is_text and not self._function.plain:
-            return self._texts.name(_text_bodies(schema), end)
+            return self._texts.limited(schema, end, self._function.strict)
         if not kind.kinds or "string" in kind.kinds:
             return self._texts.name(ANYTHING, end)
         if kind.kinds <= WORDS.keys():
@@ -178,15 +201,16 @@ def _choices(schema: Any) -> list[Any] | None:
     return schema["enum"] if isinstance(schema.get("enum"), list) and schema["enum"] else None
 
 
-def _text_bodies(schema: Mapping[str, Any]) -> tuple[str, ...]:
-    """Regular expressions that text within the schema's lengths, and with its pattern in it, matches all."""
+def _lengths(schema: Mapping[str, Any]) -> tuple[int, int | None]:
+    """The least and the most characters of text, as far as they are followed."""
     low, high = (schema.get(name) for name in ("minLength", "maxLength"))
     low = low if type(low) is int and 0 <= low <= MAX_TEXT else 0
-    high = high if type(high) is int and 0 <= high <= MAX_TEXT else None
-    bodies = [_searching(schema["pattern"])] if isinstance(schema.get("pattern"), str) else []
-    if low or high is not None:
-        bodies.append(f"(?s:.{{{low},{'' if high is None else high}}})")
-    return tuple(bodies) or ANYTHING
+    return low, high if type(high) is int and 0 <= high <= MAX_TEXT else None
+
+
+def _patterns(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """A regular expression of all text with the schema's pattern in it, if it has one."""
+    return (_searching(schema["pattern"]),) if isinstance(schema.get("pattern"), str) else ()
 
 
 def _searching(pattern: str) -> str:

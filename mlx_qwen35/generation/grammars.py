@@ -110,14 +110,6 @@ class Grammars:
                 self._compiled.popitem(last=False)
         return Matched(matcher.deep_copy(), self.vocabulary)
 
-    def problem(self, grammar: Grammar) -> str:
-        """What is wrong with it, in one line; empty if nothing."""
-        try:
-            self.guide(grammar)
-        except RequestError as error:
-            return str(error)
-        return ""
-
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         if len(grammar.text) > MAX_CHARS:
             raise RequestError(f"The {grammar.kind} has {len(grammar.text):,} characters; at most {MAX_CHARS:,} fit.")

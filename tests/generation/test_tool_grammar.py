@@ -132,6 +132,34 @@ def test_free_parameters_where_the_schema_says_so(grammars: Grammars, tokenizer:
     assert taken(grammars, tokenizer, [free], call())
 
 
+def test_many_tools_with_long_limits_on_text_can_be_called_to_the_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """Followed, each such limit would cost llguidance seconds near the closing tag, until it gave up there."""
+    tools = [
+        tool(
+            f"write{i}",
+            ("path",),
+            **{key: {**STRING, "maxLength": 100 + i + j} for j, key in enumerate(("path", "text"))},
+        )
+        for i in range(12)
+    ]
+    lines = "a line\n</para\n" * 10
+    for i in (0, 11):
+        assert taken(grammars, tokenizer, tools, call(f"write{i}", path="a/b", text=lines))
+
+
+def test_short_limits_are_followed_until_they_count_too_much_together(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    tools = [tool(f"write{i}", text={**STRING, "maxLength": 40 + i}) for i in range(4)]
+    followed = [not taken(grammars, tokenizer, tools, call(f"write{i}", text="x" * 50)) for i in range(4)]
+    assert followed == [True, True, True, False]
+
+
+def test_a_strict_tool_with_a_long_limit_is_refused() -> None:
+    strict = tool(name="write", text={**STRING, "maxLength": 65})
+    strict["function"]["strict"] = True
+    with pytest.raises(RequestError, match="maxLength is 65; at most 64"):
+        call_grammar(functions_of([strict]), True, WHITESPACE)
+
+
 @pytest.mark.parametrize("name", ["a>b", "a\nb", " a", "x" * 300])
 def test_names_that_the_format_cannot_write_are_refused(name: str) -> None:
     for odd in (tool(name), tool(**{name: STRING})):
