@@ -53,12 +53,13 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Logged:
-    """An answer that ended. at: seconds since 1970   model: that gave it"""
+    """An answer that ended. at: seconds since 1970   model: that gave it   memory: bytes in use then, where told"""
 
     at: float
     model: str
     usage: Usage
     reason: str
+    memory: int | None = None
 
 
 @dataclass
@@ -83,4 +84,5 @@ class Desk:
 
     def record(self, usage: Usage, reason: str, model: str) -> None:
         """Write an ended answer into the log."""
-        self.log.append(Logged(time.time(), model, usage, reason))
+        memory = getattr(self.runtime.stats(), "active_bytes", None)
+        self.log.append(Logged(time.time(), model, usage, reason, memory))

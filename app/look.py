@@ -14,7 +14,7 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": "$", "right": "$", "display": False},
     {"left": "\\(", "right": "\\)", "display": False},
 ]
-STYLE = (Path(__file__).parent / "page.css").read_text()
+STYLE = "".join((Path(__file__).parent / name).read_text() for name in ("page.css", "panels.css"))
 SCRIPT = Path(__file__).parent / "page.js"
 HEAD = '<script src="/page.js" defer></script>'
 

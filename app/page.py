@@ -9,6 +9,7 @@ Import it through `server.serve`, which switches Gradio's telemetry off first. E
   this-chat  rename-chat  export-markdown  export-json  delete-chat  delete-sure  delete-really  delete-not
   settings-sidebar  preset  temperature  top_p  top_k  min_p  presence_penalty  repetition_penalty
   thinking_budget  max_tokens  system  as_json  schema  tools  model-heading
+  models  model  load-model  stop-loading  model-progress  answering (hidden)  strip  statistics  plots
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from mlx_qwen35 import demo_checkpoint
 from mlx_qwen35.app import chat_panel, chats_panel, settings_panel
 from mlx_qwen35.app.chat_panel import ChatPanel
 from mlx_qwen35.app.desk import Backend, Desk
+from mlx_qwen35.app.models_panel import models_panel
+from mlx_qwen35.app.stats_panel import stats_panel
+from mlx_qwen35.app.strip import strip
 from mlx_qwen35.hub.advice import real_checkpoint
 from mlx_qwen35.requests import ChatRequest
 
@@ -37,7 +41,6 @@ def build(desk: Desk) -> gr.Blocks:
             chats = chats_panel.make()
         with gr.Column(scale=1, elem_id="chat"):
             model = gr.Markdown(heading(desk.runtime), elem_id="model-heading")
-            # The live strip's place: `strip(desk)`.
             tab, place, title, chatbot = chat_panel.make_conversation(desk)
             approval, approval_text, verdicts = chat_panel.make_approval()
             with gr.Row(elem_id="composer", equal_height=True):
@@ -51,15 +54,18 @@ def build(desk: Desk) -> gr.Blocks:
                 )
                 question = chat_panel.make_question()
             status = gr.Markdown("", elem_id="status")
+            strip(desk, tab)
         with gr.Sidebar(position="right", open=False, elem_id="settings-sidebar", width=340):
+            answering = models_panel(desk)
             settings = settings_panel.make(desk, thinking)
-            # Further panels' place: `models_panel(desk)`, `stats_panel(desk)`.
+            stats_panel(desk)
         chat = ChatPanel(tab, place, title, chatbot, status, question, approval, approval_text, verdicts)
-        settings_panel.wire(desk, settings)
+        settings_panel.wire(desk, settings, answering)
         changed = chat_panel.wire(desk, chat, settings)
         chats_panel.wire(desk, page, chats, chat, settings, changed)
-        page.load(
-            lambda: heading(desk.runtime),  # another model may have come since the page was built
+        gr.on(
+            [page.load, answering.change],  # another model may have come since the page was built
+            lambda: heading(desk.runtime),
             outputs=model,
             api_visibility="private",
             queue=False,

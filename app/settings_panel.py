@@ -112,8 +112,11 @@ def make(desk: Desk, thinking: gr.Checkbox) -> SettingsPanel:
     return SettingsPanel(thinking, budget, preset, numbers, most, system, as_json, schema, base, tools)
 
 
-def wire(desk: Desk, panel: SettingsPanel) -> None:
-    """A change of thinking or preset brings its numbers; the schema shows where it counts."""
+def wire(desk: Desk, panel: SettingsPanel, answering: gr.Textbox) -> None:
+    """A change of thinking, preset or model brings its numbers; the schema shows where it counts.
+
+    answering: changes with the model
+    """
 
     def follow(thinking: bool, preset: str, base: str) -> list[Any]:
         new = numbers_of(desk, thinking, preset or None)
@@ -122,7 +125,7 @@ def wire(desk: Desk, panel: SettingsPanel) -> None:
         return [*(new[name] for name, *_ in NUMBERS), json.dumps(new)]
 
     gr.on(
-        [panel.thinking.input, panel.preset.input],
+        [panel.thinking.input, panel.preset.input, answering.change],
         follow,
         [panel.thinking, panel.preset, panel.base],
         [*panel.numbers, panel.base],

@@ -284,7 +284,7 @@ def keyed(values: Any) -> Any:
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda v: st.lists(v) | keyed(v))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(keyed(JSON), max_size=4))
 def test_any_json_is_events_or_one_error(values: list[Any]) -> None:
     chunks = Chunks()
