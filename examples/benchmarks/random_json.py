@@ -20,7 +20,8 @@ from typing import Any
 
 import jsonschema
 
-from mlx_qwen35.chat.events import Content, Finished
+from mlx_qwen35.chat.events import Content, Event, Finished
+from mlx_qwen35.errors import UserError
 from mlx_qwen35.options import CacheOptions, Draft
 from mlx_qwen35.runtime import Runtime, TextRequest
 from tests.support.random_schemas import random_schema
@@ -53,10 +54,13 @@ def judge(runtime: Runtime, schemas: Mapping[int, Mapping[str, Any]]) -> Iterato
             request = TextRequest("{", sampling=sampling, max_tokens=MAX_TOKENS, seed=seed, response_format=form)
             running.append((seed, runtime.submit(runtime.prepare_text(request))))
         for seed, answer in running:
-            events = list(answer.events())
+            events: list[Event] = []
+            try:
+                events += answer.events()
+            except UserError as error:
+                print(f"seed {seed}: {error}", flush=True)
             text = "".join(event.text for event in events if isinstance(event, Content))
-            ended = events[-1]
-            finished = isinstance(ended, Finished) and ended.reason == "stop"
+            finished = any(isinstance(event, Finished) and event.reason == "stop" for event in events)
             wrong = _wrong(text, schemas[seed]) if finished else ""
             yield Judged(seed, finished, wrong, len(answer.sampled), answer.line.decoded.drafted, text)
 

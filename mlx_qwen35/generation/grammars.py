@@ -19,7 +19,7 @@ import llguidance
 import numpy as np
 
 from mlx_qwen35.errors import RequestError
-from mlx_qwen35.generation.guides import Guide, Mask
+from mlx_qwen35.generation.guides import WORD, Guide, Mask
 
 Kind = Literal["json schema", "regex", "grammar", "tool calls"]
 
@@ -169,7 +169,10 @@ class Matched:
                     break
                 # The end is not taken: once there, nothing follows, and llguidance does not roll it back.
                 if token not in self._vocabulary.stop_ids:
-                    self._take(token)
+                    if not self._matcher.try_consume_tokens([token]):
+                        self._check()
+                        masks[-1] = _without(masks[-1], token)
+                        break
                     taken += 1
                 masks.append(self._mask())
         finally:
@@ -218,6 +221,14 @@ class Matched:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise RequestError(f"The grammar is too complex to follow: {_one_line(self._matcher.get_error())}")
+
+
+def _without(mask: Mask | None, token: int) -> Mask:
+    """llguidance's masks now and then allow a token that it then refuses (guidance-ai/llguidance#366)."""
+    assert mask is not None
+    bits = mask.bits.copy()
+    bits[token // WORD] &= ~np.uint32(1 << token % WORD)
+    return Mask(bits)
 
 
 class Either:

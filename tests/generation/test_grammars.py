@@ -94,6 +94,31 @@ def test_a_draft_that_is_not_allowed_ends_the_masks(grammars: Grammars, tokenize
     guide.accept(sound)
 
 
+def test_a_draft_that_llguidance_allows_and_then_refuses_cannot_be_drawn(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    guide = grammars.guide(Grammar("regex", "[a-z ]+"))
+    first, refused = tokenizer.encode("word")[0], tokenizer.encode(" word")[0]
+
+    class Refusing:
+        """The real matcher, but for one token: none is known for which it always does so."""
+
+        def __init__(self, matcher: Any) -> None:
+            self._matcher = matcher
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._matcher, name)
+
+        def try_consume_tokens(self, tokens: list[int]) -> int:
+            return 0 if tokens == [refused] else self._matcher.try_consume_tokens(tokens)
+
+    guide._matcher = Refusing(guide._matcher)  # pyright: ignore
+    before = guide.masks()[0]
+    masks = guide.masks([first, refused, first])
+    assert len(masks) == 2 and before.allows(refused) and not masks[1].allows(refused) and masks[1].allows(first)
+    assert guide.masks()[0].allows(refused)
+
+
 def test_an_end_among_the_drafts_is_taken_back_like_any_token(grammars: Grammars, tokenizer: Tokenizer) -> None:
     guide, end = grammars.guide(Grammar("regex", "ab?")), tokenizer.stop_ids[0]
     a, b = tokenizer.encode("a"), tokenizer.encode("b")
