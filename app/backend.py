@@ -18,6 +18,7 @@ from typing import Any
 
 from mlx_qwen35.access import read_secrets
 from mlx_qwen35.app.chunks import Chunks
+from mlx_qwen35.app.desk import Backend
 from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.constraints import thinking
 from mlx_qwen35.chat.events import Event, Finished, PrefillProgress, Usage
@@ -62,6 +63,10 @@ class ServerBackend:
     @property
     def url(self) -> str:
         return self._client.url
+
+    @property
+    def host(self) -> str:
+        return self._client.host
 
     @property
     def entry(self) -> Mapping[str, Any]:
@@ -134,7 +139,7 @@ class ServerBackend:
 
     def machine(self) -> Machine | None:
         """The machine that the server runs on, if it is this one."""
-        return this_machine() if is_loopback(self._client.host) else None
+        return this_machine() if is_loopback(self.host) else None
 
     def chat(self, request: ChatRequest) -> Iterator[Event]:
         """Answer. Closing the iterator closes the connection, which cancels. Raises UserError."""
@@ -247,6 +252,13 @@ class Clock:
         now = time.monotonic()
         first = self._first or now
         return replace(usage, prefill_seconds=first - self._asked, decode_seconds=now - first)
+
+
+def goes_to(backend: Backend) -> str:
+    """Where what is said on the page goes, for people."""
+    if isinstance(backend, ServerBackend) and not is_loopback(backend.host):
+        return f"What is said here goes to {backend.url}."
+    return "Everything stays on this computer."
 
 
 def key_for_server(files: Sequence[Path]) -> str | None:

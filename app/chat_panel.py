@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from mlx_qwen35.app.backend import goes_to
 from mlx_qwen35.app.conversation import status_line
 from mlx_qwen35.app.desk import Desk
 from mlx_qwen35.app.harmless import as_typed, plain
@@ -68,7 +69,7 @@ def make_conversation(desk: Desk) -> tuple[gr.State, gr.Textbox, gr.Markdown, gr
         allow_tags=False,
         buttons=["copy"],
         editable="user",
-        placeholder="## What would you like to know?\nEverything stays on this computer.",
+        placeholder=f"## What would you like to know?\n{goes_to(desk.runtime)}",
         feedback_options=[BRANCH],
         layout="bubble",
         elem_id="conversation",

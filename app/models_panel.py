@@ -12,7 +12,7 @@ import gradio as gr
 
 from mlx_qwen35.app.backend import ServerBackend
 from mlx_qwen35.app.desk import Desk
-from mlx_qwen35.app.switching import State, Switch
+from mlx_qwen35.app.switching import State, Switch, serving
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.catalog import downloaded
 from mlx_qwen35.hub.machine import GIB, this_machine
@@ -25,7 +25,7 @@ EVERY = 1.0  # seconds between two looks at what has changed
 
 def models_panel(desk: Desk) -> gr.Textbox:
     """Inside the block that is open. Returns what changes, unseen, when another model answers."""
-    answering = gr.Textbox(lambda: _seen(desk, 0), visible="hidden", elem_id="answering", label="Answering")
+    answering = gr.Textbox(lambda: _answering(desk), visible="hidden", elem_id="answering", label="Answering")
     pulse = gr.Timer(EVERY)
     if isinstance(desk.runtime, ServerBackend):
         _of_server(desk, desk.runtime, answering, pulse)
@@ -55,20 +55,19 @@ def _of_this_machine(desk: Desk, switch: Switch, answering: gr.Textbox, pulse: g
             return shown(State(str(error)))
         return shown(switch.state)
 
-    def look(seen: str) -> tuple[Any, ...]:
-        state = switch.state
-        now = _seen(desk, state.serial)
-        news = now != seen or state.running
-        return (now if now != seen else gr.skip(), *(shown(state) if news else [gr.skip()] * 3))
+    def look(seen: str, told: int) -> tuple[Any, ...]:
+        state, now = switch.state, _answering(desk)
+        news = state.running or state.serial != told
+        return (now if now != seen else gr.skip(), *(shown(state) if news else [gr.skip()] * 3), state.serial)
 
     def shown(state: State) -> list[Any]:
         return [as_html(state), gr.Button(interactive=not state.running), gr.Button(visible=state.running)]
 
-    parts = [progress, load, stop]
+    parts, told = [progress, load, stop], gr.State(0)  # the last exchange that this page showed the end of
     panel.expand(opened, None, [chosen, table], api_name="models", **QUIET)
     load.click(start, chosen, parts, api_name="load_model", **QUIET)
     stop.click(switch.stop, None, None, api_name="stop_loading", **QUIET)
-    pulse.tick(look, answering, [answering, *parts], api_name="look_at_model", **QUIET)
+    pulse.tick(look, [answering, told], [answering, *parts, told], api_name="look_at_model", **QUIET)
     answering.change(opened, None, [chosen, table], api_visibility="private", **QUIET)
 
 
@@ -94,7 +93,7 @@ def _of_server(desk: Desk, server: ServerBackend, answering: gr.Textbox, pulse: 
 
     panel.expand(opened, None, [chosen, said], api_name="models", **QUIET)
     chosen.input(use, chosen, said, api_name="use_model", **QUIET)
-    pulse.tick(lambda: _seen(desk, 0), None, answering, api_visibility="private", **QUIET)
+    pulse.tick(lambda: _answering(desk), None, answering, api_visibility="private", **QUIET)
 
 
 def as_html(state: State) -> str:
@@ -117,9 +116,9 @@ def sizes() -> str:
     return f"{table}\n\n{memory} Fewer bits: `mlx-qwen35 convert MODEL --bits 4`, then `mlx-qwen35 app FOLDER`."
 
 
-def _seen(desk: Desk, serial: int) -> str:
-    """Another text for each model, and after each exchange."""
-    return f"{serial} {desk.runtime.name}"
+def _answering(desk: Desk) -> str:
+    """Another text for each model, and for none."""
+    return desk.runtime.name if serving(desk) else f"{desk.runtime.name} …"
 
 
 def _plain(text: str) -> str:

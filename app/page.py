@@ -20,8 +20,10 @@ import gradio as gr
 
 from mlx_qwen35 import demo_checkpoint
 from mlx_qwen35.app import chat_panel, chats_panel, settings_panel
+from mlx_qwen35.app.backend import ServerBackend
 from mlx_qwen35.app.chat_panel import ChatPanel
 from mlx_qwen35.app.desk import Backend, Desk
+from mlx_qwen35.app.harmless import plain
 from mlx_qwen35.app.models_panel import models_panel
 from mlx_qwen35.app.stats_panel import stats_panel
 from mlx_qwen35.app.strip import strip
@@ -75,8 +77,10 @@ def build(desk: Desk) -> gr.Blocks:
 
 
 def heading(runtime: Backend) -> str:
-    """The model's name; under the demo's, what it is and is not, and how to get a real one."""
-    title = f"### {Path(runtime.name).name or runtime.name}"
+    """The model's name, and its server's; under the demo's, what it is and is not, and how to get a real one."""
+    if isinstance(runtime, ServerBackend):
+        return f"### {plain(runtime.name)} · {plain(runtime.url)}"
+    title = f"### {plain(Path(runtime.name).name or runtime.name)}"
     demo = Path(str(demo_checkpoint.__file__)).parent.resolve()
     is_demo = runtime.folder is not None and runtime.folder.resolve() == demo
     return f"{title}\n{DEMO_NOTE.format(real=real_checkpoint('app', '`'))}" if is_demo else title
