@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +23,21 @@ from mlx_qwen35.terminal.arguments import (
     UsageError,
     add_answer_options,
     add_model_options,
-    add_toolbox_option,
-    between,
     caches_of,
-    sampling_of,
 )
 from mlx_qwen35.terminal.benching import add_bench_options, run_bench
+from mlx_qwen35.terminal.chatting import add_chat_options, run_chat
 from mlx_qwen35.terminal.convert_arguments import add_convert_options, conversion_options
 from mlx_qwen35.terminal.doctoring import add_doctor_options, run_doctor
-from mlx_qwen35.terminal.form_arguments import add_form_options, form_of, tool_choice_of
+from mlx_qwen35.terminal.form_arguments import add_form_options
+from mlx_qwen35.terminal.generating import add_generate_options, run_generate
+from mlx_qwen35.terminal.loading import load_asked
 from mlx_qwen35.terminal.planning import add_plan_options, run_plan
 from mlx_qwen35.terminal.safe_text import safe
 from mlx_qwen35.terminal.serve_arguments import add_cache_options, add_serve_options, rules_of
 
 if TYPE_CHECKING:
-    from mlx_qwen35.runtime import ChatRequest, Runtime
+    pass
 
 FOUND_WRONG, DEFECT, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 MAX_TOOLS_BYTES = 16 << 20
@@ -112,32 +110,8 @@ def make_parser() -> Parser:
         command.set_defaults(run=run)
         return command
 
-    chat = add("chat", run_chat, "Talk with a model.", "chat 35b-a3b --think")
-    chat.add_argument(
-        "model", nargs="?", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)"
-    )
-    chat.add_argument(
-        "--resume",
-        nargs="?",
-        const=1,
-        type=between(int, 1, 10_000),
-        metavar="N",
-        help="go on with the chat that was saved last, or the Nth of /chats",
-    )
-    chat.add_argument(
-        "--no-history",
-        action="store_true",
-        help="save neither this chat nor what is typed (with --disk none, nothing of them is on disk)",
-    )
-    chat.add_argument(
-        "--theme",
-        choices=["auto", "dark", "light", "either"],
-        default="auto",
-        metavar="NAME",
-        help="colours: auto, dark, light, or either, which suits both (auto)",
-    )
-    add_toolbox_option(chat)
-    _add_generate(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
+    add_chat_options(add("chat", run_chat, "Talk with a model.", "chat 35b-a3b --think"))
+    add_generate_options(add("generate", run_generate, "Answer one question.", 'generate "What is MLX?" --model 4b'))
     models = add("models", run_models, "List the family: sizes, what fits here, what is downloaded.", "models --json")
     models.add_argument("--json", action="store_true", help="for machines")
     add_plan_options(add("plan", run_plan, "What fits this machine and other Macs, and how fast.", "plan 35b-a3b"))
@@ -162,63 +136,11 @@ def make_parser() -> Parser:
     return parser
 
 
-def _add_generate(parser: Parser) -> None:
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the question; - or nothing reads stdin")
-    parser.add_argument("--model", metavar="MODEL", help="folder, hub name or short name (the last used, or demo)")
-    parser.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of the tools it may call")
-    parser.add_argument("--tool-choice", metavar="NAME", help="auto, none, required, or the tool to call (auto)")
-    parser.add_argument("--json", action="store_true", help="one JSON object with content, reasoning, usage and more")
-
-
 def _add_eval(parser: Parser) -> None:
     from mlx_qwen35.convert.eval_command import add_arguments
 
     parser.add_argument("measure", choices=["kl"], metavar="kl", help="divergence of the next token's distribution")
     add_arguments(parser)
-
-
-def run_chat(args: argparse.Namespace) -> None:
-    """Talk at a terminal; where stdin is none, answer all of it as one question."""
-    from mlx_qwen35.conversations.keeping import Keeper
-    from mlx_qwen35.conversations.settings import Settings
-    from mlx_qwen35.terminal.keeping import begun
-
-    settings = Settings(
-        args.system or "",
-        args.think,
-        args.preset,
-        sampling_of(args),
-        args.max_tokens,
-        args.seed,
-        tuple(args.stop),
-        form_of(args),
-    )
-    if not sys.stdin.isatty():
-        if args.resume:
-            raise UsageError("--resume goes on with a chat at a terminal; stdin is none.")
-        if args.toolbox:
-            raise UsageError("chat --tools needs a terminal, where somebody can be asked before a tool runs.")
-        _answer_once(args, _question(None), args.model)
-        return
-    keeper = Keeper(keeps=not args.no_history)
-    conversation = begun(keeper, args.resume, settings)
-    with contextlib.ExitStack() as open_now:
-        toolbox = None
-        if args.toolbox:
-            from mlx_qwen35.tools.choosing import open_toolbox
-
-            toolbox = open_now.enter_context(open_toolbox(args.toolbox))
-        runtime = open_now.enter_context(contextlib.closing(_load(args, args.model, guided=toolbox is not None)))
-        from mlx_qwen35.terminal.chat import Chat
-
-        Chat(runtime, conversation, keeper, args.debug, toolbox, args.theme).run()
-
-
-def run_generate(args: argparse.Namespace) -> None:
-    """Answer one question and leave."""
-    if args.prompt in (None, "-") and sys.stdin.isatty():
-        raise UsageError('generate needs a prompt: mlx-qwen35 generate "your question", or pipe one in.')
-    _answer_once(args, _question(args.prompt), args.model)
 
 
 def run_models(args: argparse.Namespace) -> None:
@@ -304,76 +226,4 @@ def run_serve(args: argparse.Namespace) -> None:
     if args.log:
         logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
         logging.getLogger("mlx_qwen35.server").setLevel(logging.INFO)
-    serve(lambda: _load(args, args.model, guided=True), settings, args.host, args.port, args.alias)
-
-
-def _answer_once(args: argparse.Namespace, question: str, name: str | None) -> None:
-    tools, form = _tools(getattr(args, "tools", None)), form_of(args)
-    from mlx_qwen35.runtime import ChatRequest
-    from mlx_qwen35.terminal.loading import demo_notice, is_demo
-    from mlx_qwen35.terminal.once import answer_as_json, answer_plainly
-
-    system = [{"role": "system", "content": args.system}] if args.system else []
-    request: ChatRequest = ChatRequest(
-        [*system, {"role": "user", "content": question}],
-        tools=tools,
-        enable_thinking=args.think,
-        preset=args.preset,
-        sampling=sampling_of(args),
-        max_tokens=args.max_tokens,
-        stop=tuple(args.stop),
-        seed=args.seed,
-        tool_choice=tool_choice_of(getattr(args, "tool_choice", None)),
-        **form,
-    )
-    with contextlib.closing(_load(args, name, guided=bool(tools or form))) as runtime:
-        if args.command == "chat" and is_demo(runtime.name):
-            print(demo_notice(), file=sys.stderr)
-        if getattr(args, "json", False):
-            answer_as_json(runtime, request)
-        else:
-            answer_plainly(runtime, request)
-
-
-def _load(args: argparse.Namespace, name: str | None, guided: bool = False) -> Runtime:
-    from mlx_qwen35.terminal.loading import chosen_model, load_runtime
-
-    if args.debug:
-        from mlx_qwen35.blas import advice
-
-        if line := advice():
-            print(line, file=sys.stderr)
-    caches = caches_of(args)
-    if getattr(args, "batch", None) is not None:
-        caches = replace(caches, max_sequences=args.batch)
-    return load_runtime(
-        chosen_model(name), caches, context=args.context, force=args.force, offline=args.offline, guided=guided
-    )
-
-
-def _question(prompt: str | None) -> str:
-    """The prompt, or all of stdin for None and -."""
-    if prompt in (None, "-"):
-        try:
-            prompt = sys.stdin.buffer.read().decode()
-        except UnicodeDecodeError:
-            raise UserError("stdin is not UTF-8 text.") from None
-    if not prompt or not prompt.strip():
-        raise UserError("The prompt is empty; give a question.")
-    return prompt
-
-
-def _tools(path: Path | None) -> list[dict[str, Any]] | None:
-    if path is None:
-        return None
-    from mlx_qwen35.chat.messages import normalise_tools
-
-    try:
-        if path.stat().st_size > MAX_TOOLS_BYTES:
-            raise UserError(f"{path} is too large for a list of tools.")
-        tools = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {(error.strerror or str(error)).lower()}.") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not JSON; a list of tools is needed.") from None
-    return normalise_tools(tools)
+    serve(lambda: load_asked(args, args.model, guided=True), settings, args.host, args.port, args.alias)

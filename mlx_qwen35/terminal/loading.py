@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.hub import catalog
 from mlx_qwen35.hub.advice import real_checkpoint
 from mlx_qwen35.hub.names import DEMO
 from mlx_qwen35.options import CacheOptions
+from mlx_qwen35.terminal.arguments import caches_of
 from mlx_qwen35.terminal.safe_text import safe
 
 if TYPE_CHECKING:
@@ -23,7 +26,22 @@ def chosen_model(name: str | None) -> str:
     return name or catalog.last_used() or DEMO
 
 
-def load_runtime(
+def load_asked(args: argparse.Namespace, name: str | None, guided: bool = False) -> Runtime:
+    """Load the model that a command's options ask for. Raises UserError."""
+    if args.debug:
+        from mlx_qwen35.blas import advice
+
+        if line := advice():
+            print(line, file=sys.stderr)
+    caches = caches_of(args)
+    if getattr(args, "batch", None) is not None:
+        caches = replace(caches, max_sequences=args.batch)
+    return _load(
+        chosen_model(name), caches, context=args.context, force=args.force, offline=args.offline, guided=guided
+    )
+
+
+def _load(
     name: str,
     caches: CacheOptions,
     *,
