@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
     """Calls `ready` when it answers, and leaves within seconds of being told to. For `run(sockets=[...])`."""
 
     def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE))
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, proxy_headers=False))
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
