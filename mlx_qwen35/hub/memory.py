@@ -19,8 +19,7 @@ MTP_PREFIXES = ("mtp.", "model.mtp.", "language_model.mtp.")
 MAX_WINDOW = 1024  # tokens; larger prefill windows gain little and hold more memory
 MAX_SCORE_BYTES = GIB
 DEFAULT_CONTEXT = 32_768
-# Live arrays of one chunked DeltaNet layer, in units of [window, value heads, head size] float32: 213 to
-# 237 MB at 1,024 tokens, 32 heads of 128 were measured.
+# Live arrays of the chunked delta rule, in units of [window, value heads, head size] float32.
 DELTA_ARRAYS = 14
 
 
@@ -53,6 +52,7 @@ class TextSizes:
     conv_dim: int
     conv_rows: int
     feed_forward: int  # inner width that one token passes through: dense, or chosen experts and the shared one
+    chosen: int  # experts that a token passes through; 0 in a dense network
     vocabulary: int
     mtp_layers: int = 0  # attention layers that draft
 
@@ -88,6 +88,7 @@ class TextSizes:
             conv_dim=2 * keys + values,
             conv_rows=size("linear_conv_kernel_dim", 4) - 1,
             feed_forward=feed_forward,
+            chosen=size("num_experts_per_tok") if size.values.get("num_experts") else 0,
             vocabulary=size("vocab_size"),
             mtp_layers=1 if size.values.get("mtp_num_hidden_layers") else 0,
         )
@@ -113,17 +114,29 @@ class TextSizes:
         """Tokens in one prefill window of a prompt of `context` tokens."""
         return min(prefill_window(self.heads, context), context)
 
-    def workspace_bytes(self, window: int, context: int, batch: int = 1, activation_bytes: int = 2) -> int:
-        """The largest live activations of one layer in prefill, the residual stream, and one row of logits."""
-        delta = window * (
-            activation_bytes * (2 * self.conv_dim) + 4 * DELTA_ARRAYS * self.value_heads * self.value_width
-        )
-        attention = activation_bytes * window * self.head_dim * (4 * self.heads + 2 * self.kv_heads)
-        attention += score_bytes(self.heads, window, context)
-        feed_forward = activation_bytes * window * 3 * self.feed_forward
-        residual = activation_bytes * window * 3 * self.hidden
+    def workspace_bytes(
+        self, window: int, context: int, batch: int = 1, activation_bytes: int = 2, kv_bits: int = 16
+    ) -> int:
+        """The most that is alive at once in a prefill window: arrays of one layer, the residual stream, one row of
+        logits. Operations are launched ahead of those that run, so attention and the feed-forward after it count
+        together; experts begin when a router's choice is known.
+        """
+        narrow, wide = activation_bytes * window, 4 * window  # the delta rule is computed in float32
+        values, queries = self.value_heads * self.value_width, self.heads * self.head_dim
+        # Projections, and what goes into the convolution; out of it, before and after SiLU; queries and keys, normed
+        # and scaled.
+        delta = narrow * (2 * self.conv_dim + values)
+        delta += wide * (2 * self.conv_dim + 2 * (self.conv_dim - values) + DELTA_ARRAYS * values)
+        # Queries and gates, keys and values as projected; queries rotated and scaled; what they find, twice, and gated.
+        attention = narrow * (2 * queries + 2 * self.kv_heads * self.head_dim + 5 * queries)
+        attention += score_bytes(self.heads, window, context) + window * context  # and their mask
+        if self.full_layers:  # the longer buffers of keys and values that a layer copies its own into
+            attention += context * self.kv_bytes_per_token(kv_bits) // self.full_layers
+        attention += narrow * 4 * self.feed_forward
+        # Each token's row once for every expert, as it goes in and comes out, put back in order and weighted.
+        experts = narrow * self.chosen * (4 * self.hidden + 3 * self.feed_forward // max(1, self.chosen))
         logits = batch * self.vocabulary * (4 + activation_bytes)
-        return max(delta, attention, feed_forward) + residual + logits
+        return max(delta, attention, experts) + narrow * 4 * self.hidden + logits
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,7 @@ class _Demand:
         kv = self.batch * self.context * sizes.kv_bytes_per_token(self.kv_bits)
         drafts = self.batch * self.context * sizes.mtp_kv_bytes_per_token(self.kv_bits)
         state = sizes.recurrent_state_bytes + sizes.conv_tail_bytes(self.activation_bytes)
-        work = sizes.workspace_bytes(window, self.context, self.batch, self.activation_bytes)
+        work = sizes.workspace_bytes(window, self.context, self.batch, self.activation_bytes, self.kv_bits)
         sequences = f" x {self.batch} sequences" if self.batch > 1 else ""
         return (
             PlanRow("weights", weight_bytes),
