@@ -21,4 +21,13 @@ HEAD = '<script src="/page.js" defer></script>'
 
 def theme() -> Base:
     """System fonts only: the page loads nothing that does not come from this computer."""
-    return Default(font=SANS, font_mono=MONO)
+    # Gradio's own quiet text and buttons are too pale on white to be read by everybody (WCAG AA).
+    return Default(font=SANS, font_mono=MONO).set(
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )

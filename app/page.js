@@ -1,5 +1,5 @@
 // What Gradio has no component for: Esc stops the answer; the address names the open chat, so that a reload finds it
-// again; on a narrow screen the list of chats does not cover the chat.
+// again; on a narrow screen the list of chats does not cover the chat; Send and Stop have names.
 (() => {
   "use strict";
 
@@ -31,9 +31,18 @@
     if (event.target.closest("#new-chat")) fold();
   });
 
+  // Gradio draws these two and names them for nobody who cannot see them.
+  const name = () => {
+    for (const [kind, text] of [["submit", "Send"], ["stop", "Stop"]]) {
+      const button = document.querySelector(`#question .${kind}-button`);
+      if (button && !button.ariaLabel) button.ariaLabel = text;
+    }
+  };
+
   let begun = false;
   const look = () => {
     follow();
+    name();
     if (!begun && document.querySelector("#chats-sidebar .toggle-button")) {
       begun = true;
       fold();

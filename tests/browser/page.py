@@ -21,6 +21,8 @@ class ChatPage:
         """Load, or load again."""
         self.page.goto(self.app.url)
         self.question.wait_for()
+        # What the server has to say of the saved chats has come; it would switch back what was switched before.
+        self.page.locator("#chats label, #chats-note p").first.wait_for(state="attached")
         return self
 
     @property
@@ -122,10 +124,12 @@ class ChatPage:
 
     def send(self, text: str) -> None:
         """Type and press Enter; returns when the question stands in the conversation."""
-        before = self.questions.count()
+        before, status = self.questions.count(), self.status.inner_text()
         self.question.fill(text)
         self.question.press("Enter")
         self.questions.nth(before).wait_for()
+        # What belongs to one repaint is not painted at one moment.
+        self.page.wait_for_function("old => document.querySelector('#status').innerText !== old", arg=status)
 
     def ask(self, text: str) -> str:
         """Send, wait for the end of the answer, return all text of the conversation's last answer."""
@@ -135,7 +139,11 @@ class ChatPage:
 
     def wait_until_done(self, minutes: float = 1) -> None:
         """Until nothing runs, and the box takes a question."""
-        self.stop_button.wait_for(state="hidden", timeout=60_000 * minutes)
+        self.page.wait_for_function(
+            """() => !document.querySelector('#question .stop-button')?.checkVisibility() &&
+                     !/Working|Reading|Waiting/.test(document.querySelector('#status').innerText)""",
+            timeout=60_000 * minutes,
+        )
         self.question.wait_for()
 
     def last_answer(self) -> str:

@@ -91,11 +91,10 @@ class App:
             self._process.send_signal(number)
         self._process.wait(60)
 
-    def restart(self) -> App:
-        """The same folders and the same address, another process."""
-        port = int(self.url.rpartition(":")[2])
-        self.stop()
-        return self.start(port)
+    @property
+    def port(self) -> int:
+        """To start again at the same address."""
+        return int(self.url.rpartition(":")[2])
 
     def requests(self) -> list[dict[str, Any]]:
         """What the model was asked, oldest first."""

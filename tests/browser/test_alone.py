@@ -1,4 +1,4 @@
-"""The page with no network at all, and the page whose server goes away and comes back."""
+"""The page with no network at all: it loads, answers, and shows code and mathematics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Open, run, watched_pages
+from tests.browser.conftest import run, watched_pages
 from tests.browser.page import ChatPage
 from tests.browser.running import App, browser_beside, may_unshare
 
@@ -43,18 +43,3 @@ def test_the_page_works_fully_without_a_network(alone: ChatPage) -> None:
     # All fonts that the page asks for have come.
     assert alone.page.evaluate("document.fonts.ready.then(fonts => [...fonts].every(f => f.status != 'error'))")
     assert alone.page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-
-
-@pytest.fixture
-def own_app(tmp_path: Path) -> Iterator[App]:
-    """An app that a test may stop and start."""
-    with run(App(tmp_path)) as app:
-        yield app
-
-
-def test_a_server_that_goes_and_comes_back_is_talked_to_again(open_page: Open, own_app: App) -> None:
-    chat = open_page(own_app)
-    chat.ask("Say: before")
-    own_app.restart()
-    chat.open()
-    assert chat.ask("Say: after") == "after"

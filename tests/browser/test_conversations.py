@@ -1,4 +1,4 @@
-"""Conversations: asked again, changed, branched, found, renamed, deleted, taken along; and where they are after a reload.
+"""Conversations: asked again, changed, branched, found, renamed, deleted, taken along, and still there after a reload.
 
 All pages share one store, as all browser windows on one computer do; so titles differ from test to test.
 """
