@@ -95,6 +95,22 @@ def test_a_model_is_fetched_and_loaded_and_the_old_one_gives_its_memory_back(des
     assert mx.get_active_memory() < 1.5 * one
 
 
+def test_the_old_one_is_gone_before_the_new_one_is_read(desk: Desk) -> None:
+    old, seen = weakref.ref(desk.runtime), []
+
+    class Watched(Loading):
+        def load(self, name: str, progress: Callable[[int, int], None]) -> Runtime:
+            seen.append(old())
+            with pytest.raises(BusyError, match="is being loaded"):
+                list(desk.runtime.chat(ChatRequest(HI)))
+            return super().load(name, progress)
+
+    switch = Switch(desk, Watched(caches=LOADING.caches, warn=LOADING.warn))
+    switch.start("demo")
+    assert ended(switch) == "demo answers now."
+    assert seen == [None]
+
+
 def test_only_models_of_the_list_are_loaded(desk: Desk, switch: Switch, tmp_path: Path) -> None:
     other = write_tiny_chat(tmp_path / "other")
     before = desk.runtime
