@@ -23,7 +23,7 @@ from mlx_qwen35.tools.tool import Call, Step, Tool, Verdict
 from mlx_qwen35.tools.toolbox import Toolbox
 
 REPAINT = 0.05  # seconds; the eye sees no more
-REPAINT_CHARACTERS = 50_000  # painted in a second at most: a browser that cannot keep up falls behind for good
+REPAINT_CHARACTERS = 20_000  # painted in a second at most: a browser that cannot keep up falls behind for good
 IDLE = 1.0  # seconds between two repaints where nothing changes, so that a page that was left is noticed
 APPROVAL_SECONDS = 600.0  # what nobody answers is refused
 DEFECT = "The program failed at this; its terminal shows where. The conversation goes on without it."
