@@ -167,7 +167,7 @@ class Stock:
 def stock_bytes(tensors: Mapping[str, TensorEntry], dtype: mx.Dtype | None) -> int:
     """What stock's own copy of a checkpoint takes beside ours: all but the MTP layer, as `Stock` holds it."""
     stored = weights_as_loaded(tensors, mtp=False)
-    if dtype != mx.float32:
+    if dtype is None or dtype != mx.float32:  # MLX compares a dtype with nothing but dtypes
         return stored
     narrow = {name: entry for name, entry in tensors.items() if entry.dtype in ("BF16", "F16")}
     return stored + weights_as_loaded(narrow, mtp=False)

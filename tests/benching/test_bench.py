@@ -21,6 +21,7 @@ from mlx_qwen35.cli import main
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.family import FAMILY
 from mlx_qwen35.hub.machine import Machine
+from mlx_qwen35.hub.memory import weights_as_loaded
 from mlx_qwen35.hub.names import demo_folder
 from mlx_qwen35.models import fit
 from mlx_qwen35.models.fit import headers_of, plan_folder
@@ -89,6 +90,7 @@ def test_stocks_own_copy_is_counted_before_anything_is_loaded(
     assert "Without --vs mlx-lm it fits." in capsys.readouterr().err
     assert main([*asked, "--vs", "mlx-lm", "--force"]) == 0
     tensors = headers_of("demo")[1]
+    assert stock_bytes(tensors, None) == weights_as_loaded(tensors, mtp=False)
     loaded = dict(tree_flatten(Stock(demo_folder(), mx.float32)._model.parameters()))
     assert stock_bytes(tensors, mx.float32) == sum(a.nbytes for a in loaded.values())
 
