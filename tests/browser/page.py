@@ -71,6 +71,11 @@ class ChatPage:
             bar.locator(".toggle-button").click()
         self.page.locator(".sidebar.open #preset").wait_for()
 
+    def close_settings(self) -> None:
+        """The side bar again, so that the conversation has its room."""
+        self.page.locator(".sidebar.open:has(#preset) .toggle-button").click()
+        self.page.locator(".sidebar:not(.open):has(#preset)").wait_for()
+
     def part(self, name: str) -> Any:
         """An element by its id."""
         return self.page.locator(f"#{name}")
