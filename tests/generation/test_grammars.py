@@ -115,7 +115,10 @@ def test_a_draft_that_llguidance_allows_and_then_refuses_cannot_be_drawn(
     guide._matcher = Refusing(guide._matcher)  # pyright: ignore
     before = guide.masks()[0]
     masks = guide.masks([first, refused, first])
-    assert len(masks) == 2 and before.allows(refused) and not masks[1].allows(refused) and masks[1].allows(first)
+    assert len(masks) == 2
+    assert before.allows(refused)
+    assert not masks[1].allows(refused)
+    assert masks[1].allows(first)
     assert guide.masks()[0].allows(refused)
 
 
