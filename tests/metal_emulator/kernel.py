@@ -162,11 +162,11 @@ def _bind(bound: machine.Bound, index: int, value: np.ndarray | View | Out, cons
 
 
 def _mapped(library: Path) -> tuple[int, int]:
-    """Where in memory the library's code and constants lie."""
+    """Where in memory the library's code and constants lie; another process may have put an equal one in its place."""
     spans = [
         [int(x, 16) for x in line.split()[0].split("-")]
         for line in Path("/proc/self/maps").read_text().splitlines()
-        if line.endswith(str(library))
+        if line.removesuffix(" (deleted)").endswith(str(library))
     ]
     return min(s[0] for s in spans), max(s[1] for s in spans)
 
