@@ -128,10 +128,8 @@ def _approval(tab: Tab) -> tuple[Any, Any]:
 def at_rest(tab: Tab, question: Any = None) -> tuple[Any, ...]:
     """The same when nothing runs, however the last answer ended. question: for its box, None leaves what is typed"""
     chatbot, line, _, *rest = paint(tab)
-    box = gr.Textbox(submit_btn=True, stop_btn=False)
-    if question is not None:
-        box = gr.Textbox(question, submit_btn=True, stop_btn=False)
-    return chatbot, line, box, *rest
+    typed = {} if question is None else {"value": question}
+    return chatbot, line, gr.Textbox(**typed, submit_btn=True, stop_btn=False), *rest
 
 
 def respond(desk: Desk, tab: Tab, question: str, values: list[Any]) -> Iterator[tuple[Any, ...]]:
@@ -197,7 +195,11 @@ def wire(desk: Desk, panel: ChatPanel, settings: SettingsPanel) -> list[Any]:
 
     def undo(tab: Tab, place: str) -> tuple[Any, ...]:
         tab.find(place)
-        return at_rest(tab, tab.undo(desk.runtime.name))
+        try:
+            question = tab.undo(desk.runtime.name)
+        except UserError as error:
+            question, tab.notice = None, str(error)
+        return at_rest(tab, question)
 
     def branch(tab: Tab, place: str, event: gr.LikeData) -> tuple[Any, ...]:
         tab.find(place)

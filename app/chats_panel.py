@@ -104,8 +104,8 @@ def listing(desk: Desk, tab: Tab, words: str = "") -> tuple[Any, ...]:
 def _newest(desk: Desk) -> tuple[list[tuple[str, str]], str]:
     listing = desk.store.listing()
     notes = [plain(f"{file.name} {file.why}") for file in listing.broken[:5]]
-    if older := len(listing.chats) - SHOWN:
-        notes += [f"{older:,} older: search finds them."] if older > 0 else []
+    if (older := len(listing.chats) - SHOWN) > 0:
+        notes.append(f"{older:,} older: search finds them.")
     if not listing.chats:
         notes.append("Chats are saved here, on this computer.")
     return [(chat.title, chat.id) for chat in listing.chats[:SHOWN]], "\n\n".join(notes)

@@ -12,6 +12,7 @@ import gradio as gr
 
 from mlx_qwen35.app.backend import ServerBackend
 from mlx_qwen35.app.desk import Desk
+from mlx_qwen35.app.harmless import plain
 from mlx_qwen35.app.switching import State, Switch, serving
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.catalog import downloaded
@@ -80,15 +81,15 @@ def _of_server(desk: Desk, server: ServerBackend, answering: gr.Textbox, pulse: 
         try:
             server.refresh()
         except UserError as error:
-            return gr.skip(), _plain(str(error))
+            return gr.skip(), plain(str(error))
         names = [str(entry["id"]) for entry in server.entries]
-        return gr.Dropdown(names, value=server.name), f"of the server at {_plain(server.url)}"
+        return gr.Dropdown(names, value=server.name), f"of the server at {plain(server.url)}"
 
     def use(name: str) -> str:
         try:
             server.use(name)
         except UserError as error:
-            return _plain(str(error))
+            return plain(str(error))
         return ""
 
     panel.expand(opened, None, [chosen, said], api_name="models", **QUIET)
@@ -119,7 +120,3 @@ def sizes() -> str:
 def _answering(desk: Desk) -> str:
     """Another text for each model, and for none."""
     return desk.runtime.name if serving(desk) else f"{desk.runtime.name} …"
-
-
-def _plain(text: str) -> str:
-    return html.escape(text, quote=False).replace("`", "'")
