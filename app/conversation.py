@@ -225,6 +225,8 @@ def status_line(answer: Answer | None) -> str:
     if answer.usage is None:
         if answer.reason is not None:
             return "Stopped."
+        if answer.prefill is not None and answer.prefill.summary:
+            return f"Summarising older turns: {answer.prefill.summary:,} tokens"
         if answer.prefill is None or answer.prefill.done == answer.prefill.total:
             return "Working…"
         return f"Reading the prompt: {answer.prefill.done:,} of {answer.prefill.total:,} tokens"

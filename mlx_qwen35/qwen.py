@@ -24,11 +24,12 @@ from mlx_qwen35.chat.events import Event
 from mlx_qwen35.chat.messages import normalise_messages
 from mlx_qwen35.chat.reply import Completion, Reply, agathered, gathered
 from mlx_qwen35.errors import RequestError
+from mlx_qwen35.folded import Answering
 from mlx_qwen35.generation.stats import Stats
 from mlx_qwen35.hub.cache import prefix_folder
 from mlx_qwen35.models.weights import Progress
 from mlx_qwen35.options import DRAFT_VALUES, KV_BITS, PLAIN, USUAL_CONTEXT, CacheOptions, Draft, is_draft
-from mlx_qwen35.running import Prepared, Running
+from mlx_qwen35.running import Prepared
 from mlx_qwen35.runtime import Runtime, TextRequest
 from mlx_qwen35.session import Session
 
@@ -183,7 +184,7 @@ class Qwen:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit_text(self, prompt: str | Sequence[int], options: Options) -> Running:
+    def _submit_text(self, prompt: str | Sequence[int], options: Options) -> Answering:
         return self.runtime.submit(self.runtime.prepare_text(_text(prompt, options)))
 
     def _stream(self, prepare: Callable[[], Prepared]) -> Generator[Event]:
@@ -202,5 +203,5 @@ def _text(prompt: str | Sequence[int], options: Options) -> TextRequest:
     return text_request(prompt, **limited)
 
 
-def _completed(running: Running, reply: Reply) -> Completion:
+def _completed(running: Answering, reply: Reply) -> Completion:
     return Completion(reply.content, tuple(running.sampled), reply.usage, reply.reason, reply.logprobs)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mlx_qwen35.chat.answer import Answer
 from mlx_qwen35.chat.credits import Credits
 from mlx_qwen35.chat.divergence import explain, rerendered
 from mlx_qwen35.chat.events import Event, Finished, FinishReason, PrefillProgress, TokenLogprob, Usage
+from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.chat.transcript import Prompt, Transcript
 from mlx_qwen35.generation.request import Item, Line, Prefilled, Request, Reuse
@@ -18,11 +19,15 @@ from mlx_qwen35.generation.scores import Score
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that was rendered and checked, ready for the engine."""
+    """A request that was rendered and checked, ready for the engine.
+
+    then: where this asks for the summary of a conversation that is too long: from that, what answers the conversation
+    """
 
     prompt: Prompt
     request: Request
     answer: Answer
+    then: Callable[[Reply], Prepared] | None = None
 
 
 class Running:

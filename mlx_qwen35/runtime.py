@@ -20,16 +20,17 @@ from mlx_qwen35.chat import presets
 from mlx_qwen35.chat.answer import Answer
 from mlx_qwen35.chat.constraints import answer_form, thinking, tool_choice
 from mlx_qwen35.chat.events import Event
-from mlx_qwen35.chat.folding import Folding, Message
+from mlx_qwen35.chat.folding import Folding, Message, summary_tokens
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
 from mlx_qwen35.chat.parser import OutputParser, PlainText
-from mlx_qwen35.chat.reply import gathered
+from mlx_qwen35.chat.reply import Reply
 from mlx_qwen35.chat.room import require_few, require_few_arguments, require_room, require_room_for_tools, too_long
 from mlx_qwen35.chat.stop import StopStrings
 from mlx_qwen35.chat.template import ChatTemplate
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.chat.transcript import Prompt, Transcript
 from mlx_qwen35.errors import CheckpointError, RequestError
+from mlx_qwen35.folded import Answering, Folded
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.prefixes import Prefixes
 from mlx_qwen35.generation.request import Request
@@ -185,11 +186,10 @@ class Runtime:
     def prepare(self, request: ChatRequest, hold: Hold | None = None) -> Prepared:
         """Render and check a request. For callers with a loop of their own, or a session; all others use `chat`.
 
-        Takes milliseconds, for long conversations more; where one is folded, as long as the model takes to summarise
-        it. Raises RequestError when it cannot be rendered or run.
+        Takes milliseconds, for long conversations more. Raises RequestError when it cannot be rendered or run.
         """
         if request.fold_at is not None:
-            request = self._folded(request, request.fold_at)
+            return self._folded(request, request.fold_at, hold)
         text, tools = self.render(request), normalise_tools(request.tools)
         in_reasoning, choice = self.template.opens_thinking(text), tool_choice(request.tool_choice, tools)
         asked = Guidance(
@@ -203,9 +203,11 @@ class Runtime:
         parser = OutputParser(None if choice.mode == "none" else tools, in_reasoning)
         return self._prepared(request, self._tokenised(text), self.sampling(request), parser, hold, asked)
 
-    def _folded(self, request: ChatRequest, limit: int) -> ChatRequest:
-        """The request with older turns summarised where it is longer than `limit` tokens; see chat/folding.py."""
+    def _folded(self, request: ChatRequest, limit: int, hold: Hold | None) -> Prepared:
+        """With older turns summarised where it is longer than `limit` tokens; see chat/folding.py. Where a summary is
+        missing, the question for it, and `then` the same again."""
         request = replace(request, fold_at=None)
+        self.sampling(request)  # what is wrong with it is said before anything is summarised
 
         def prompt_tokens(messages: list[Message]) -> int:
             return len(self.transcript.prompt(self.render(replace(request, messages=messages))).ids)
@@ -213,15 +215,26 @@ class Runtime:
         def message_tokens(message: Message) -> int:
             return len(self.tokenizer.encode(json.dumps(message, ensure_ascii=False, default=str)))
 
-        def summarise(messages: list[Message], tokens: int) -> str:
-            # The same tools, so that the prompt begins as the conversation's own, which was computed before.
-            asked = ChatRequest(
-                messages, request.tools, False, sampling={"temperature": 0.0}, max_tokens=tokens, tool_choice="none"
-            )
-            return gathered(self.submit(self.prepare(asked)).events()).content
-
         said = normalise_messages(request.messages)
-        return replace(request, messages=self._folding.apply(said, limit, prompt_tokens, message_tokens, summarise))
+        messages, fold = self._folding.apply(said, limit, prompt_tokens, message_tokens)
+        shorter = replace(request, messages=messages)
+        if fold is None:
+            return self.prepare(shorter, hold)
+
+        def then(summary: Reply) -> Prepared:
+            self._folding.remember(fold, summary.content)
+            return self._folded(shorter, limit, hold)
+
+        # The same tools, so that the prompt begins as the conversation's own, which was computed before.
+        asked = ChatRequest(
+            fold.question(),
+            request.tools,
+            False,
+            sampling={"temperature": 0.0},
+            max_tokens=summary_tokens(limit),
+            tool_choice="none",
+        )
+        return replace(self.prepare(asked), then=then)
 
     def prepare_text(self, request: TextRequest) -> Prepared:
         """The same for a text to go on with. Raises RequestError."""
@@ -263,8 +276,11 @@ class Runtime:
         )
         return Prepared(prompt, asked, Answer(parser, StopStrings(request.stop)))
 
-    def submit(self, prepared: Prepared) -> Running:
+    def submit(self, prepared: Prepared) -> Answering:
         """Hand a request to the engine; returns at once. Raises RequestError when too many are waiting."""
+        return Folded(self._begin, prepared) if prepared.then else self._begin(prepared)
+
+    def _begin(self, prepared: Prepared) -> Running:
         return Running(self.transcript, self.tokenizer, prepared, self._engine.submit(prepared.request))
 
 

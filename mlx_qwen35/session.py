@@ -23,7 +23,7 @@ from mlx_qwen35.chat.events import Event, Finished, Usage
 from mlx_qwen35.chat.messages import normalise_messages, normalise_tools
 from mlx_qwen35.chat.reply import Gathering, Reply, agathered, gathered
 from mlx_qwen35.errors import RequestError, SessionError
-from mlx_qwen35.running import Running
+from mlx_qwen35.folded import Answering
 from mlx_qwen35.runtime import ChatRequest, Runtime
 from mlx_qwen35.session_file import read_session, write_session
 
@@ -219,7 +219,7 @@ class Session:
                     self._take(event, asked, running, gathering)
                     yield event
 
-    def _take(self, event: Event, asked: list[Message], running: Running, gathering: Gathering) -> None:
+    def _take(self, event: Event, asked: list[Message], running: Answering, gathering: Gathering) -> None:
         """Account for an event; at the last one the turn becomes part of the conversation."""
         gathering.take(event)
         if isinstance(event, Finished) and event.reason != "cancelled":

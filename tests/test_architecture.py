@@ -19,6 +19,7 @@ LAYERS = [
     "models",
     "generation",
     "running",
+    "folded",
     "guiding",
     "runtime",
     "asking session_file",

@@ -88,11 +88,16 @@ class Malformed:
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """`done` of `total` prompt tokens are computed, the `cached` ones among them at no cost."""
+    """`done` of `total` prompt tokens are computed, the `cached` ones among them at no cost.
+
+    summary: of a conversation that is folded first: this is the prompt that asks for the summary, of which so many
+    tokens are written; it comes again with each of them. None in the prompt that is answered
+    """
 
     done: int
     total: int
     cached: int = 0
+    summary: int | None = None
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,11 @@ class Folding:
         limit: int,
         prompt_tokens: Callable[[list[Message]], int],
         message_tokens: Callable[[Message], int],
-        summarise: Callable[[list[Message], int], str],
-    ) -> list[Message]:
-        """The conversation in at most `limit` tokens; itself where it fits.
+    ) -> tuple[list[Message], Fold | None]:
+        """The conversation in at most `limit` tokens, itself where it fits; or as short as known summaries make it, and
+        the fold that needs another one, which goes to `remember`.
 
         messages: normalised   prompt_tokens: of a conversation   message_tokens: of one message, about
-        summarise: the model's answer to these messages, in so many tokens at most; takes as long as that takes
         Raises RequestError where what has to stay is too long by itself.
         """
         if limit < SMALLEST_LIMIT:
@@ -127,11 +126,16 @@ class Folding:
         while prompt_tokens(messages) > limit:
             known = self._known(messages)
             if known is None:
-                made = fold(messages, limit, message_tokens)
-                self._remember(made, summarise(made.question(), summary_tokens(limit)))
-            else:
-                messages = known
-        return messages
+                return messages, fold(messages, limit, message_tokens)
+            messages = known
+        return messages, None
+
+    def remember(self, made: Fold, summary: str) -> None:
+        """What the model wrote when it was asked `made.question()`."""
+        with self._lock:
+            self._made[_keys([*made.head, *made.old])[-1]] = (made, summary)
+            while len(self._made) > REMEMBERED:
+                self._made.popitem(last=False)
 
     def _known(self, messages: Sequence[Message]) -> list[Message] | None:
         """With the longest beginning folded that was folded before; None if none was."""
@@ -142,12 +146,6 @@ class Folding:
                     self._made.move_to_end(keys[end - 1])
                     return made[0].folded(made[1], messages[end:])
         return None
-
-    def _remember(self, made: Fold, summary: str) -> None:
-        with self._lock:
-            self._made[_keys([*made.head, *made.old])[-1]] = (made, summary)
-            while len(self._made) > REMEMBERED:
-                self._made.popitem(last=False)
 
 
 def _keys(messages: Sequence[Message]) -> list[str]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
-from mlx_qwen35.chat.events import Event
+from mlx_qwen35.chat.events import Event, PrefillProgress
 from mlx_qwen35.chat.reply import Gathering
 from mlx_qwen35.requests import ChatRequest, TextRequest
 from mlx_qwen35.running import Prepared
 from mlx_qwen35.server.protocol import Served
-
-# Folding asks the model, so that it may take as long as an answer: others' prompts do not wait for it.
-_FOLDING = ThreadPoolExecutor(4, "fold")
 
 
 async def begun(served: Served, request: ChatRequest | TextRequest, name: str | None = None) -> Turn:
@@ -22,9 +18,7 @@ async def begun(served: Served, request: ChatRequest | TextRequest, name: str | 
 
     Raises RequestError.
     """
-    folds = isinstance(request, ChatRequest) and request.fold_at is not None
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_FOLDING if folds else None, Turn, served, request, name)
+    return await asyncio.to_thread(Turn, served, request, name)
 
 
 class Turn:
@@ -48,6 +42,8 @@ class Turn:
         gathering = Gathering()
         async with aclosing(running.aevents()) as events:
             async for event in events:
+                if isinstance(event, PrefillProgress) and event.summary is not None:
+                    continue  # a response begins with the answer: until then what goes wrong can be its status
                 if self._session is not None:
                     gathering.take(event)
                     if gathering.finished is not None:

@@ -40,6 +40,8 @@ class LiveStatus:
     def take(self, progress: PrefillProgress) -> None:
         """Learn how long the prompt is, and how much of it was known."""
         self._prompt = progress
+        if progress.summary is not None:
+            self._before = self._stats()  # what a summary takes is not the answer's
 
     def parts(self) -> list[str]:
         """As they are now; none before the first token."""

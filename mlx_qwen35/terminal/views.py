@@ -181,6 +181,8 @@ class RichView:
 
 
 def _reading(progress: PrefillProgress | None, seconds: float) -> str:
+    if progress is not None and progress.summary:
+        return f"summarising older turns, {progress.summary:,} tokens, {seconds:.0f} s"
     if progress is None or progress.done >= progress.total:
         return f"reading the prompt, {seconds:.0f} s"
     filled = 20 * progress.done // progress.total

@@ -47,7 +47,11 @@ AGENT = [SYSTEM, said("user", 30, "the-task")] + [
 
 
 def apply(folding: Folding, messages: list[Message], summarise: Summariser, limit: int = LIMIT) -> list[Message]:
-    return folding.apply(messages, limit, total, tokens, summarise)
+    while True:
+        messages, made = folding.apply(messages, limit, total, tokens)
+        if made is None:
+            return messages
+        folding.remember(made, summarise(made.question(), summary_tokens(limit)))
 
 
 def test_what_fits_stays_as_it_is() -> None:

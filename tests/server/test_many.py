@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from mlx_qwen35.chat.folding import summary_tokens
+from mlx_qwen35.requests import ChatRequest
 from mlx_qwen35.runtime import Runtime
 from mlx_qwen35.server.settings import Settings
 from tests.server.conftest import HANG_SECONDS, RunningServer, running
@@ -72,6 +74,24 @@ def test_who_leaves_while_the_prompt_is_read_or_while_in_line_is_forgotten(endle
     for connection in connections:
         connection.close()
     endless_server.wait_until_idle()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_while_older_turns_are_summarised_stops_the_summary(
+    endless_server: RunningServer, stream: bool
+) -> None:
+    runtime = endless_server.runtime
+    turns = [{"role": role, "content": f"{stream} " * 60} for role in ("user", "assistant")] * 4
+    said, limit = [*turns, *LONG["messages"]], 2_048
+    assert len(runtime.prompt(ChatRequest(said)).ids) > limit
+    connection = endless_server.begin(CHAT, {**LONG, "messages": said, "fold_at": limit, "stream": stream})
+    endless_server.wait(lambda: runtime.stats().rows == 1)
+    answered = runtime.stats().answer_tokens
+    endless_server.wait(lambda: runtime.stats().answer_tokens > answered)
+    connection.close()
+    endless_server.wait_until_idle()
+    # Of a summary, and no answer after it.
+    assert 0 < runtime.stats().answer_tokens - answered < summary_tokens(limit)
 
 
 def test_beyond_the_queue_is_a_429_that_says_when_to_come_back(endless_server: RunningServer) -> None:

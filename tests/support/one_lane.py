@@ -26,8 +26,8 @@ import mlx_qwen35
 import mlx_qwen35.demo_checkpoint
 from mlx_qwen35.asking import chat_request
 from mlx_qwen35.chat.reply import Gathering, Reply
+from mlx_qwen35.folded import Answering
 from mlx_qwen35.qwen import Qwen
-from mlx_qwen35.running import Running
 from mlx_qwen35.runtime import ChatRequest
 
 DEMO = Path(mlx_qwen35.demo_checkpoint.__path__[0])
@@ -238,11 +238,11 @@ class Lane:
 
 
 @contextmanager
-def _running(qwen: Qwen, questions: Sequence[str]) -> Iterator[list[Running]]:
+def _running(qwen: Qwen, questions: Sequence[str]) -> Iterator[list[Answering]]:
     """Meanwhile others ask, each in another way; until the end of the block they are answered."""
     ways: list[dict[str, Any]] = [{"temperature": 1.0, "seed": 1}, {"think": True}, {"temperature": 0.0}]
     endless = dict.fromkeys(qwen.runtime.tokenizer.stop_ids, -1000.0)
-    submitted: list[tuple[Running, threading.Thread]] = []
+    submitted: list[tuple[Answering, threading.Thread]] = []
     for question, way in zip(questions, ways):
         request = chat_request(question, max_tokens=4_000, logit_bias=endless, **way)
         running = qwen.runtime.submit(qwen.runtime.prepare(request))
@@ -261,7 +261,7 @@ def _running(qwen: Qwen, questions: Sequence[str]) -> Iterator[list[Running]]:
             reader.join()
 
 
-def _read(running: Running, cut_after: int | None) -> Reply:
+def _read(running: Answering, cut_after: int | None) -> Reply:
     gathering = Gathering()
     for event in running.events():
         gathering.take(event)
