@@ -55,7 +55,7 @@ class FakeHub:
         self.faults: dict[str, Fault] = {}
         self.edit_listing: Callable[[dict[str, Any]], Any] = lambda listing: listing
         self.requests: list[Request] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
 
     @property
@@ -105,78 +105,78 @@ def _sibling(path: str, content: bytes) -> dict[str, Any]:
     return entry
 
 
-def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """One request at a hub. hub: which one, told by a subclass for each"""
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+    hub: FakeHub
+    protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
-            parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-            name = "/".join(parts[2:4]) if parts[0] == "api" else "/".join(parts[4:])
-            request = Request(name, {key.lower(): value for key, value in self.headers.items()})
-            hub.requests.append(request)
-            fault = hub.fault(name)
-            if fault.redirect is not None:
-                self._answer(request, 302, b"", {"Location": fault.redirect + self.path})
-            elif fault.status is not None:
-                self._answer(request, fault.status, b"", fault.headers)
-            elif parts[0] == "api":
-                self._list(request, name, fault)
-            else:
-                self._file(request, "/".join(parts[:2]), name, fault)
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
-        def _list(self, request: Request, hub_id: str, fault: Fault) -> None:
-            if hub_id not in hub.repositories:
-                self._answer(request, 401, b"", {"X-Error-Code": "RepoNotFound"})
+    def do_GET(self) -> None:
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        name = "/".join(parts[2:4]) if parts[0] == "api" else "/".join(parts[4:])
+        request = Request(name, {key.lower(): value for key, value in self.headers.items()})
+        self.hub.requests.append(request)
+        fault = self.hub.fault(name)
+        if fault.redirect is not None:
+            self._answer(request, 302, b"", {"Location": fault.redirect + self.path})
+        elif fault.status is not None:
+            self._answer(request, fault.status, b"", fault.headers)
+        elif parts[0] == "api":
+            self._list(request, name, fault)
+        else:
+            self._file(request, "/".join(parts[:2]), name, fault)
+
+    def _list(self, request: Request, hub_id: str, fault: Fault) -> None:
+        if hub_id not in self.hub.repositories:
+            self._answer(request, 401, b"", {"X-Error-Code": "RepoNotFound"})
+            return
+        listing = self.hub.listing(hub_id)
+        body = listing if isinstance(listing, bytes) else json.dumps(listing).encode()
+        self._answer(request, 200, body, fault.headers)
+
+    def _file(self, request: Request, hub_id: str, name: str, fault: Fault) -> None:
+        content = self.hub.repositories[hub_id].get(name)
+        if content is None:
+            self._answer(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        etag = fault.etag or f'"{sha256(content)[:20]}"'
+        if fault.flip is not None:
+            content = content[: fault.flip] + bytes([content[fault.flip] ^ 0xFF]) + content[fault.flip + 1 :]
+        begin, asked = 0, request.headers.get("range")
+        if asked and not fault.ignore_range and request.headers.get("if-range", etag) == etag:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            begin = int(first) + fault.shift
+            if begin >= len(content):
+                self._answer(request, 416, b"", {"Content-Range": f"bytes */{len(content)}"})
                 return
-            listing = hub.listing(hub_id)
-            body = listing if isinstance(listing, bytes) else json.dumps(listing).encode()
-            self._answer(request, 200, body, fault.headers)
+            end = min(len(content), int(last) + 1) if last else len(content)
+            span = f"bytes {begin}-{end - 1}/{len(content)}"
+            self._answer(request, 206, content[begin:end], {"ETag": etag, "Content-Range": span}, fault)
+        else:
+            self._answer(request, 200, content, {"ETag": etag}, fault)
 
-        def _file(self, request: Request, hub_id: str, name: str, fault: Fault) -> None:
-            content = hub.repositories[hub_id].get(name)
-            if content is None:
-                self._answer(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
-                return
-            etag = fault.etag or f'"{sha256(content)[:20]}"'
-            if fault.flip is not None:
-                content = content[: fault.flip] + bytes([content[fault.flip] ^ 0xFF]) + content[fault.flip + 1 :]
-            begin, asked = 0, request.headers.get("range")
-            if asked and not fault.ignore_range and request.headers.get("if-range", etag) == etag:
-                first, _, last = asked.removeprefix("bytes=").partition("-")
-                begin = int(first) + fault.shift
-                if begin >= len(content):
-                    self._answer(request, 416, b"", {"Content-Range": f"bytes */{len(content)}"})
-                    return
-                end = min(len(content), int(last) + 1) if last else len(content)
-                span = f"bytes {begin}-{end - 1}/{len(content)}"
-                self._answer(request, 206, content[begin:end], {"ETag": etag, "Content-Range": span}, fault)
-            else:
-                self._answer(request, 200, content, {"ETag": etag}, fault)
-
-        def _answer(
-            self, request: Request, status: int, body: bytes, headers: dict[str, str], fault: Fault | None = None
-        ) -> None:
-            fault = fault or Fault()
-            request.status = status
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body) + fault.length))
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.end_headers()
-            body = body if fault.cut is None else body[: fault.cut]
-            try:
-                for at in range(0, len(body), 16384):
-                    piece = body[at : at + 16384]
-                    if fault.hold is not None and at + 16384 >= len(body):
-                        fault.hold.wait(60)
-                    request.sent += len(piece)  # before it is sent, so that no one who has it all counts less
-                    self.wfile.write(piece)
-            except OSError:  # the client is gone
-                self.close_connection = True
-            if fault.cut is not None or fault.length:
-                self.close_connection = True
-
-    return Handler
+    def _answer(
+        self, request: Request, status: int, body: bytes, headers: dict[str, str], fault: Fault | None = None
+    ) -> None:
+        fault = fault or Fault()
+        request.status = status
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) + fault.length))
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        body = body if fault.cut is None else body[: fault.cut]
+        try:
+            for at in range(0, len(body), 16384):
+                piece = body[at : at + 16384]
+                if fault.hold is not None and at + 16384 >= len(body):
+                    fault.hold.wait(60)
+                request.sent += len(piece)  # before it is sent, so that no one who has it all counts less
+                self.wfile.write(piece)
+        except OSError:  # the client is gone
+            self.close_connection = True
+        if fault.cut is not None or fault.length:
+            self.close_connection = True
