@@ -5,12 +5,13 @@ Values come from the file alone: the defaults of other libraries describe one si
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.hub.headers import read_json
+from mlx_qwen35.models.config_reader import Reader, show
 
 MODEL_TYPES = {"qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text"}
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -89,42 +90,19 @@ _SILENT = {
 }  # fmt: skip
 
 
-class _Reader:
-    """Typed look-ups in one JSON object that remember what was read and say where a value is wrong."""
-
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values, self.where = values, where
-        self.read: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.read.add(key)
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 1 << 24) -> int:
-        value = self.get(key, default)
-        if value is None:
-            raise ConfigError(f"{self.where}: {key} is missing; this is not a Qwen3.5 config.")
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ConfigError(f"{self.where}: {key} is {_show(value)}; it should be an integer from {least} to {most}.")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
-            raise ConfigError(f"{self.where}: {key} is {_show(value)}, which should be a positive number.")
-        return float(value)
-
-    def expect(self, key: str, allowed: tuple[Any, ...]) -> None:
-        """Refuse every value but the ones the code implements; an absent key is fine."""
-        self.read.add(key)
-        value = self.values.get(key)
-        if value is not None and value not in allowed:
-            shown = " or ".join(_show(a) for a in allowed)
-            raise ConfigError(f"{self.where}: {key} is {_show(value)}; this network is implemented for {shown} only.")
-
-    def unread(self) -> list[str]:
-        return sorted(set(self.values) - self.read - _SILENT)
+# Keys whose other values would mean another network, and the values that are implemented; an absent key is fine.
+_ONLY = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "attn_output_gate": (True,),
+    "output_gate_type": ("swish",),
+    "mamba_ssm_dtype": ("float32",),
+    "mtp_use_dedicated_embeddings": (False,),
+    "mlp_only_layers": ([],),
+    "decoder_sparse_step": (1,),
+    "norm_topk_prob": (True,),
+    "rope_scaling": (),
+}
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -140,26 +118,14 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise ConfigError(
-            f"{where}: model_type is {_show(model_type)}; this program runs {', '.join(sorted(MODEL_TYPES))}."
+            f"{where}: model_type is {show(model_type)}; this program runs {', '.join(sorted(MODEL_TYPES))}."
         )
     text = config.get("text_config", config)
     if not isinstance(text, dict):
-        raise ConfigError(f"{where}: text_config is {_show(text)}, which should be an object.")
-    reader = _Reader(text, where)
-    for key, allowed in {
-        "hidden_act": ("silu",),
-        "attention_bias": (False,),
-        "attn_output_gate": (True,),
-        "output_gate_type": ("swish",),
-        "mamba_ssm_dtype": ("float32",),
-        "mtp_use_dedicated_embeddings": (False,),
-        "mlp_only_layers": ([],),
-        "decoder_sparse_step": (1,),
-        "norm_topk_prob": (True,),
-        "rope_scaling": (),
-    }.items():
+        raise ConfigError(f"{where}: text_config is {show(text)}, which should be an object.")
+    reader = Reader(text, where)
+    for key, allowed in _ONLY.items():
         reader.expect(key, allowed)
-
     heads, head_dim = reader.integer("num_attention_heads"), reader.integer("head_dim", most=1 << 14)
     kv_heads = reader.integer("num_key_value_heads")
     key_heads, value_heads = reader.integer("linear_num_key_heads"), reader.integer("linear_num_value_heads")
@@ -190,16 +156,20 @@ def parse_config(config: dict[str, Any], where: str = "config.json") -> ModelCon
     )
     if result.mtp_layers > 1:
         raise ConfigError(f"{where}: mtp_num_hidden_layers is {result.mtp_layers}; one MTP layer is implemented.")
-    unread = reader.unread()
+    unread = reader.unread(_SILENT)
     if text is not config:
         unread += sorted(set(config) - _SILENT)
+    return replace(result, notes=_notes(config, unread))
+
+
+def _notes(config: dict[str, Any], unread: list[str]) -> tuple[str, ...]:
     notes = [f"config.json: not used here: {', '.join(unread)}"] if unread else []
     if config.get("model_file") or config.get("auto_map"):
         notes.append("config.json names code to run (model_file or auto_map); it is ignored.")
-    return ModelConfig(**{**result.__dict__, "notes": tuple(notes)})
+    return tuple(notes)
 
 
-def _layer_types(reader: _Reader) -> tuple[str, ...]:
+def _layer_types(reader: Reader) -> tuple[str, ...]:
     layers = reader.integer("num_hidden_layers", most=1024)
     interval = reader.integer("full_attention_interval", 4)
     by_interval = [FULL if (i + 1) % interval == 0 else LINEAR for i in range(layers)]
@@ -208,11 +178,11 @@ def _layer_types(reader: _Reader) -> tuple[str, ...]:
         raise ConfigError(f"{reader.where}: layer_types does not list num_hidden_layers ({layers}) layers.")
     for i, kind in enumerate(types):
         if kind not in (LINEAR, FULL):
-            raise ConfigError(f"{reader.where}: layer_types[{i}] is {_show(kind)}; known are {LINEAR} and {FULL}.")
+            raise ConfigError(f"{reader.where}: layer_types[{i}] is {show(kind)}; known are {LINEAR} and {FULL}.")
     return tuple(types)
 
 
-def _experts(reader: _Reader) -> ExpertsConfig | None:
+def _experts(reader: Reader) -> ExpertsConfig | None:
     if not reader.integer("num_experts", 0, least=0):
         return None
     experts = ExpertsConfig(
@@ -229,15 +199,15 @@ def _experts(reader: _Reader) -> ExpertsConfig | None:
     return experts
 
 
-def _rotary(text: _Reader, head_dim: int) -> RotaryConfig:
+def _rotary(text: Reader, head_dim: int) -> RotaryConfig:
     where = f"{text.where}: rope_parameters"
     values = text.get("rope_parameters")
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is missing; this is not a Qwen3.5 config.")
-    reader = _Reader(values, where)
+    reader = Reader(values, where)
     kind = reader.get("rope_type", reader.get("type", "default"))
     if kind not in ("default", "yarn"):
-        raise ConfigError(f"{where}: rope_type is {_show(kind)}; implemented are 'default' and 'yarn'.")
+        raise ConfigError(f"{where}: rope_type is {show(kind)}; implemented are 'default' and 'yarn'.")
     reader.expect("mrope_interleaved", (True,))
     # Later checkpoints repeat partial_rotary_factor one level up.
     fraction = reader.number("partial_rotary_factor", text.get("partial_rotary_factor", 1.0))
@@ -247,7 +217,7 @@ def _rotary(text: _Reader, head_dim: int) -> RotaryConfig:
     sections = reader.get("mrope_section", [dims // 2 - 2 * (dims // 6), dims // 6, dims // 6])
     sane = isinstance(sections, list) and len(sections) == 3 and all(type(s) is int and s >= 0 for s in sections)
     if not sane or sum(sections) != dims // 2:
-        raise ConfigError(f"{where}: mrope_section is {_show(sections)}; its three parts should sum to {dims // 2}.")
+        raise ConfigError(f"{where}: mrope_section is {show(sections)}; its three parts should sum to {dims // 2}.")
     common = {"theta": reader.number("rope_theta"), "dims": dims, "sections": tuple(sections)}
     reader.get("type")
     if common["theta"] <= 1:
@@ -264,7 +234,7 @@ def _rotary(text: _Reader, head_dim: int) -> RotaryConfig:
             beta_slow=reader.number("beta_slow", 1.0),
             attention_factor=None if attention_factor is None else reader.number("attention_factor"),
         )
-    if unread := reader.unread():
+    if unread := reader.unread(_SILENT):
         # A rotary setting that is obeyed by nobody would be silently wrong text far into a long context.
         raise ConfigError(f"{where}: {', '.join(unread)} is not implemented for rope_type {kind!r}.")
     return rotary
@@ -275,16 +245,16 @@ def _quantization(config: dict[str, Any], text: dict[str, Any], where: str) -> Q
     if values is None:
         return None
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: quantization is {_show(values)}, which should be an object.")
+        raise ConfigError(f"{where}: quantization is {show(values)}, which should be an object.")
     if method := values.get("quant_method"):
         raise ConfigError(
-            f"{where}: quantized with {_show(method)}, which is not an MLX format. Use the BF16 original, "
+            f"{where}: quantized with {show(method)}, which is not an MLX format. Use the BF16 original, "
             "or an MLX conversion of it."
         )
     mode = values.get("mode", "affine")
     if mode not in ("affine", "mxfp4", "nvfp4", "mxfp8"):
-        raise ConfigError(f"{where}: quantization mode is {_show(mode)}; known are affine, mxfp4, nvfp4 and mxfp8.")
-    reader = _Reader(values, f"{where}: quantization")
+        raise ConfigError(f"{where}: quantization mode is {show(mode)}; known are affine, mxfp4, nvfp4 and mxfp8.")
+    reader = Reader(values, f"{where}: quantization")
     per_module = {k: v for k, v in values.items() if isinstance(v, (dict, bool))}
     return Quantization(reader.integer("bits"), reader.integer("group_size"), mode, per_module)
 
@@ -292,8 +262,3 @@ def _quantization(config: dict[str, Any], text: dict[str, Any], where: str) -> Q
 def _divides(where: str, small_key: str, small: int, large_key: str, large: int) -> None:
     if large % small:
         raise ConfigError(f"{where}: {large_key} is {large}, which {small_key} ({small}) does not divide.")
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
