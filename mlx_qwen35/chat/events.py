@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -140,3 +141,24 @@ class Finished:
 
 ParsedEvent = Reasoning | Content | ToolCallStart | ToolCallArguments | ToolCallEnd | Malformed
 Event = ParsedEvent | PrefillProgress | Finished
+
+
+def joined(events: Sequence[ParsedEvent]) -> list[ParsedEvent]:
+    """The same events, with neighbours that continue each other made one."""
+    result: list[ParsedEvent] = []
+    texts: list[str] = []
+    for i, event in enumerate(events):
+        following = events[i + 1] if i + 1 < len(events) else None
+        if isinstance(event, Content):
+            texts.append(event.text)
+            if not isinstance(following, Content):
+                result.append(Content("".join(texts)))
+                texts = []
+        elif isinstance(event, ToolCallArguments):
+            texts.append(event.json)
+            if not (isinstance(following, ToolCallArguments) and following.index == event.index):
+                result.append(ToolCallArguments(event.index, "".join(texts)))
+                texts = []
+        else:
+            result.append(event)
+    return result

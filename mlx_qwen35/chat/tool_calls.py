@@ -23,7 +23,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_qwen35.chat.argument_values import ArgumentValue
-from mlx_qwen35.chat.events import Content, Malformed, ParsedEvent, ToolCallArguments, ToolCallEnd, ToolCallStart
+from mlx_qwen35.chat.events import (
+    Content,
+    Malformed,
+    ParsedEvent,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+    joined,
+)
 from mlx_qwen35.chat.schema_types import ParameterType, parameter_types
 from mlx_qwen35.chat.tag_text import SPACE, after_gap, held_back, tag_at
 
@@ -284,24 +292,3 @@ class ToolCallParser:
 
 
 _NEXT_LINES = tuple("\n" + tag for tag in AFTER_VALUE)
-
-
-def joined(events: list[ParsedEvent]) -> list[ParsedEvent]:
-    """The same events, with neighbours that continue each other made one."""
-    result: list[ParsedEvent] = []
-    texts: list[str] = []
-    for i, event in enumerate(events):
-        following = events[i + 1] if i + 1 < len(events) else None
-        if isinstance(event, Content):
-            texts.append(event.text)
-            if not isinstance(following, Content):
-                result.append(Content("".join(texts)))
-                texts = []
-        elif isinstance(event, ToolCallArguments):
-            texts.append(event.json)
-            if not (isinstance(following, ToolCallArguments) and following.index == event.index):
-                result.append(ToolCallArguments(event.index, "".join(texts)))
-                texts = []
-        else:
-            result.append(event)
-    return result
