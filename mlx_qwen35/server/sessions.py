@@ -51,7 +51,7 @@ def endpoints(served: Served) -> list[Lookup | Download | Upload]:
         }
 
     def one(call: Call) -> Json:
-        name = known(call)
+        name = _named(call)
         (entry,) = [entry for entry in sessions.listing() if entry.name == name] or [None]
         if entry is None:
             raise _unknown(name)
@@ -59,19 +59,19 @@ def endpoints(served: Served) -> list[Lookup | Download | Upload]:
 
     def fork(call: Call) -> Json:
         new = session_name(typed(call.body, ForkBody).session_id) or f"session-{secrets.token_hex(12)}"
-        name = known(call)
+        name = _named(call)
         with _Refusing(name):
             sessions.fork(name, new)
         return {"id": new, "object": "session", "forked_from": name}
 
     def drop(call: Call) -> Json:
-        name = known(call)
+        name = _named(call)
         with _Refusing(name):
             sessions.drop(name)
         return {"id": name, "object": "session", "deleted": True}
 
     def export(call: Call) -> SavedFile:
-        name = known(call)
+        name = _named(call)
         folder = tempfile.TemporaryDirectory(prefix="mlx-qwen35-")
         path = Path(folder.name) / "session"
         with _Refusing(name, path):
@@ -79,16 +79,10 @@ def endpoints(served: Served) -> list[Lookup | Download | Upload]:
         return SavedFile(path, folder.cleanup)
 
     def take_in(call: Call, path: Path) -> Json:
-        name = known(call)
+        name = _named(call)
         with _Refusing(name, path):
             sessions.load(name, path)
         return one(call)
-
-    def known(call: Call) -> str:
-        name = call.path["id"]
-        if not NAME.fullmatch(name):
-            raise Refused(400, f"The session is called {name!r:.80}; {NAME_RULE}.", param="id")
-        return name
 
     path = "/v1/sessions"
     return [
@@ -99,6 +93,14 @@ def endpoints(served: Served) -> list[Lookup | Download | Upload]:
         Download(f"{path}/{{id}}/export", export, openai_error, "A session as a file."),
         Upload(f"{path}/{{id}}/import", take_in, openai_error, "A session from such a file, under a new name."),
     ]
+
+
+def _named(call: Call) -> str:
+    """The session that the address of a request names. Raises Refused."""
+    name = call.path["id"]
+    if not NAME.fullmatch(name):
+        raise Refused(400, f"The session is called {name!r:.80}; {NAME_RULE}.", param="id")
+    return name
 
 
 class _Refusing:
