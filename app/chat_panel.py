@@ -154,6 +154,60 @@ def respond(desk: Desk, tab: Tab, question: str, values: list[Any]) -> Iterator[
     yield at_rest(tab) if tab.turn is turn else tuple(gr.skip() for _ in range(7))
 
 
+class _Acts:
+    """What people do here. Each ends in the values of what is painted."""
+
+    def __init__(self, desk: Desk, panel: ChatPanel) -> None:
+        self._desk, self._panel = desk, panel
+
+    def ask(self, question: str, tab: Tab, place: str, *values: Any) -> Iterator[Any]:
+        tab.find(place)
+        if not question.strip():
+            yield tuple(gr.skip() for _ in self._panel.painted)
+            return
+        yield from respond(self._desk, tab, question, list(values))
+
+    def edit(self, tab: Tab, place: str, event: gr.EditData, *values: Any) -> Iterator[Any]:
+        yield from self._again(tab, place, event.index, as_typed(str(event.value)), list(values))
+
+    def retry(self, tab: Tab, place: str, event: gr.RetryData, *values: Any) -> Iterator[Any]:
+        yield from self._again(tab, place, event.index, None, list(values))
+
+    def _again(self, tab: Tab, place: str, block: Any, question: str | None, values: list[Any]) -> Iterator[Any]:
+        tab.find(place)
+        tab.stop()
+        at, said = tab.question_at(block if isinstance(block, int) else block[0])
+        try:
+            Asked.of(values, tab.conversation.settings)  # else what follows would be cut for nothing
+            notice = tab.cut(at, self._desk.runtime.name)
+        except UserError as error:
+            tab.notice = str(error)
+            yield at_rest(tab)
+            return
+        for shown in respond(self._desk, tab, said if question is None else question, values):
+            tab.notice = tab.notice or notice
+            yield shown
+
+    def undo(self, tab: Tab, place: str) -> tuple[Any, ...]:
+        tab.find(place)
+        try:
+            question = tab.undo(self._desk.runtime.name)
+        except UserError as error:
+            question, tab.notice = None, str(error)
+        return at_rest(tab, question)
+
+    def branch(self, tab: Tab, place: str, event: gr.LikeData) -> tuple[Any, ...]:
+        tab.find(place)
+        try:
+            tab.branch(tab.end_at(event.index if isinstance(event.index, int) else event.index[0]))
+        except UserError as error:
+            tab.notice = str(error)
+        return at_rest(tab)
+
+    def stop(self, tab: Tab) -> None:
+        tab.stop()
+
+
 def wire(desk: Desk, panel: ChatPanel, settings: SettingsPanel) -> list[Any]:
     """What people do here. Returns the events after which the list of chats has changed."""
     where = [panel.tab, panel.place]
@@ -164,63 +218,16 @@ def wire(desk: Desk, panel: ChatPanel, settings: SettingsPanel) -> list[Any]:
         "concurrency_limit": AT_ONCE,
         "concurrency_id": "answers",
     }
-
-    def ask(question: str, tab: Tab, place: str, *values: Any) -> Iterator[Any]:
-        tab.find(place)
-        if not question.strip():
-            yield tuple(gr.skip() for _ in panel.painted)
-            return
-        yield from respond(desk, tab, question, list(values))
-
-    def edit(tab: Tab, place: str, event: gr.EditData, *values: Any) -> Iterator[Any]:
-        yield from again(tab, place, event.index, as_typed(str(event.value)), list(values))
-
-    def retry(tab: Tab, place: str, event: gr.RetryData, *values: Any) -> Iterator[Any]:
-        yield from again(tab, place, event.index, None, list(values))
-
-    def again(tab: Tab, place: str, block: Any, question: str | None, values: list[Any]) -> Iterator[Any]:
-        tab.find(place)
-        tab.stop()
-        at, said = tab.question_at(block if isinstance(block, int) else block[0])
-        try:
-            Asked.of(values, tab.conversation.settings)  # else what follows would be cut for nothing
-            notice = tab.cut(at, desk.runtime.name)
-        except UserError as error:
-            tab.notice = str(error)
-            yield at_rest(tab)
-            return
-        for shown in respond(desk, tab, said if question is None else question, values):
-            tab.notice = tab.notice or notice
-            yield shown
-
-    def undo(tab: Tab, place: str) -> tuple[Any, ...]:
-        tab.find(place)
-        try:
-            question = tab.undo(desk.runtime.name)
-        except UserError as error:
-            question, tab.notice = None, str(error)
-        return at_rest(tab, question)
-
-    def branch(tab: Tab, place: str, event: gr.LikeData) -> tuple[Any, ...]:
-        tab.find(place)
-        try:
-            tab.branch(tab.end_at(event.index if isinstance(event.index, int) else event.index[0]))
-        except UserError as error:
-            tab.notice = str(error)
-        return at_rest(tab)
-
-    def stop(tab: Tab) -> None:
-        tab.stop()
-
+    acts = _Acts(desk, panel)
     inputs = [*where, *settings.components]
     changed = [
-        panel.question.submit(ask, [panel.question, *inputs], api_name="chat", **streams),
-        panel.chatbot.edit(edit, inputs, api_name="edit", **streams),
-        panel.chatbot.retry(retry, inputs, api_name="retry", **streams),
-        panel.chatbot.undo(undo, where, panel.painted, **quiet),
-        panel.chatbot.like(branch, where, panel.painted, **quiet),
+        panel.question.submit(acts.ask, [panel.question, *inputs], api_name="chat", **streams),
+        panel.chatbot.edit(acts.edit, inputs, api_name="edit", **streams),
+        panel.chatbot.retry(acts.retry, inputs, api_name="retry", **streams),
+        panel.chatbot.undo(acts.undo, where, panel.painted, **quiet),
+        panel.chatbot.like(acts.branch, where, panel.painted, **quiet),
     ]
-    panel.question.stop(stop, panel.tab, api_name="stop", queue=False, show_progress="hidden")
+    panel.question.stop(acts.stop, panel.tab, api_name="stop", queue=False, show_progress="hidden")
     for verdict, button in panel.verdicts.items():
         button.click(_replying(verdict), panel.tab, api_name=button.elem_id, queue=False, show_progress="hidden")
     return changed

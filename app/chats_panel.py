@@ -119,6 +119,68 @@ def _found(desk: Desk, words: str) -> tuple[list[tuple[str, str]], str]:
     return labels, "" if found.complete else "There may be more; try other words."
 
 
+class _Acts:
+    """What people do here. Each ends in the page's values: of the open conversation, of its settings, of the list."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def _whole(self, tab: Tab, words: str = "") -> tuple[Any, ...]:
+        return (*at_rest(tab), *values(self._desk, tab.conversation.settings), *listing(self._desk, tab, words))
+
+    def opened(self, tab: Tab, id: str | None, words: str) -> tuple[Any, ...]:
+        try:
+            if id and id != tab.id:
+                tab.open(id)
+        except UserError as error:
+            tab.notice = str(error)
+        return self._whole(tab, words)
+
+    def fresh(self, tab: Tab, place: str, *asked: Any) -> tuple[Any, ...]:
+        tab.find(place)
+        try:
+            kept = Asked.of(list(asked), Settings()).settings
+        except UserError:  # a schema half typed
+            kept = Settings()
+        tab.start(replace(kept, stop=(), seed=None))
+        return self._whole(tab)
+
+    def found(self, tab: Tab, place: str, request: gr.Request) -> tuple[Any, ...]:
+        tab.find(place or str(request.query_params.get("chat") or ""))
+        return self._whole(tab)
+
+    def rename(self, tab: Tab, place: str, title: str, words: str) -> tuple[Any, ...]:
+        tab.find(place)
+        try:
+            if tab.id:
+                self._desk.store.rename(tab.id, title)
+            tab.conversation.title = clean_title(title)
+        except UserError as error:
+            tab.notice = str(error)
+        return (*at_rest(tab), *listing(self._desk, tab, words))
+
+    def delete(self, tab: Tab, place: str, *asked: Any) -> tuple[Any, ...]:
+        tab.find(place)
+        try:
+            tab.stop()
+            if tab.id:
+                self._desk.store.delete(tab.id)
+            return self.fresh(tab, "", *asked)
+        except UserError as error:
+            tab.notice = str(error)
+            return self._whole(tab)
+
+    def imported(self, tab: Tab, path: str, words: str) -> tuple[Any, ...]:
+        try:
+            tab.open(self._desk.store.import_file(Path(path)).id)
+        except UserError as error:
+            tab.notice = str(error).replace(path, Path(path).name)
+        finally:
+            with contextlib.suppress(OSError):
+                Path(path).unlink()  # what was uploaded is kept nowhere else
+        return self._whole(tab, words)
+
+
 def wire(
     desk: Desk, page: gr.Blocks, panel: ChatsPanel, chat: ChatPanel, settings: SettingsPanel, changed: list[Any]
 ) -> None:
@@ -126,69 +188,14 @@ def wire(
     quiet: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     everything = [*chat.painted, *settings.components, *panel.listed]
     where = [chat.tab, chat.place]
-
-    def whole(tab: Tab, words: str = "") -> tuple[Any, ...]:
-        return (*at_rest(tab), *values(desk, tab.conversation.settings), *listing(desk, tab, words))
-
-    def opened(tab: Tab, id: str | None, words: str) -> tuple[Any, ...]:
-        try:
-            if id and id != tab.id:
-                tab.open(id)
-        except UserError as error:
-            tab.notice = str(error)
-        return whole(tab, words)
-
-    def fresh(tab: Tab, place: str, *asked: Any) -> tuple[Any, ...]:
-        tab.find(place)
-        try:
-            kept = Asked.of(list(asked), Settings()).settings
-        except UserError:  # a schema half typed
-            kept = Settings()
-        tab.start(replace(kept, stop=(), seed=None))
-        return whole(tab)
-
-    def found(tab: Tab, place: str, request: gr.Request) -> tuple[Any, ...]:
-        tab.find(place or str(request.query_params.get("chat") or ""))
-        return whole(tab)
-
-    def rename(tab: Tab, place: str, title: str, words: str) -> tuple[Any, ...]:
-        tab.find(place)
-        try:
-            if tab.id:
-                desk.store.rename(tab.id, title)
-            tab.conversation.title = clean_title(title)
-        except UserError as error:
-            tab.notice = str(error)
-        return (*at_rest(tab), *listing(desk, tab, words))
-
-    def delete(tab: Tab, place: str, *asked: Any) -> tuple[Any, ...]:
-        tab.find(place)
-        try:
-            tab.stop()
-            if tab.id:
-                desk.store.delete(tab.id)
-            return fresh(tab, "", *asked)
-        except UserError as error:
-            tab.notice = str(error)
-            return whole(tab)
-
-    def imported(tab: Tab, path: str, words: str) -> tuple[Any, ...]:
-        try:
-            tab.open(desk.store.import_file(Path(path)).id)
-        except UserError as error:
-            tab.notice = str(error).replace(path, Path(path).name)
-        finally:
-            with contextlib.suppress(OSError):
-                Path(path).unlink()  # what was uploaded is kept nowhere else
-        return whole(tab, words)
-
-    panel.chats.input(opened, [chat.tab, panel.chats, panel.words], everything, api_name="open", queue=False)
-    panel.fresh.click(fresh, [*where, *settings.components], everything, api_name="new", queue=False)
+    acts = _Acts(desk)
+    panel.chats.input(acts.opened, [chat.tab, panel.chats, panel.words], everything, api_name="open", queue=False)
+    panel.fresh.click(acts.fresh, [*where, *settings.components], everything, api_name="new", queue=False)
     panel.title.submit(
-        rename, [*where, panel.title, panel.words], [*chat.painted, *panel.listed], api_name="rename", queue=False
+        acts.rename, [*where, panel.title, panel.words], [*chat.painted, *panel.listed], api_name="rename", queue=False
     )
-    panel.really.click(delete, [*where, *settings.components], everything, api_name="delete", queue=False)
-    panel.upload.upload(imported, [chat.tab, panel.upload, panel.words], everything, **quiet)
+    panel.really.click(acts.delete, [*where, *settings.components], everything, api_name="delete", queue=False)
+    panel.upload.upload(acts.imported, [chat.tab, panel.upload, panel.words], everything, **quiet)
     panel.delete.click(_asking, chat.tab, [panel.sure, panel.sure_text], **quiet)
     panel.rather_not.click(lambda: gr.Group(visible=False), outputs=panel.sure, **quiet)
     again: dict[str, Any] = {
@@ -200,7 +207,7 @@ def wire(
     panel.words.change(**again, trigger_mode="always_last")
     for event in changed:
         event.then(**again)
-    page.load(found, where, everything, **quiet)
+    page.load(acts.found, where, everything, **quiet)
 
 
 def _asking(tab: Tab) -> tuple[Any, Any]:
