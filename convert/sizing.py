@@ -18,8 +18,9 @@ from mlx_qwen35.convert.recipes import Choice, Formats, balanced, fitting
 from mlx_qwen35.convert.roles import Place, token_share
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.hub.machine import GIB
-from mlx_qwen35.hub.memory import DEFAULT_CONTEXT, TextSizes
+from mlx_qwen35.hub.memory import DEFAULT_CONTEXT
 from mlx_qwen35.hub.progress import gigabytes
+from mlx_qwen35.hub.text_sizes import TextSizes
 from mlx_qwen35.models.config import ModelConfig
 
 # Relative squared error of a gaussian matrix after refitted rounding in groups of 64.

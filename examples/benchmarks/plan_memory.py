@@ -26,7 +26,7 @@ from mlx_qwen35.generation import pacing
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.request import Request
 from mlx_qwen35.generation.start import make_caches, start_engine
-from mlx_qwen35.hub.memory import prefill_window
+from mlx_qwen35.hub.text_sizes import prefill_window
 from mlx_qwen35.models.fit import plan_folder
 from mlx_qwen35.models.weights import load_model
 from mlx_qwen35.models.windows import Window

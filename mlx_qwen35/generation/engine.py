@@ -27,7 +27,7 @@ from mlx_qwen35.generation.scores import Score
 from mlx_qwen35.generation.speculation import Speculation
 from mlx_qwen35.generation.stats import Counters, Stats
 from mlx_qwen35.generation.stepping import Drawn, Launcher, Step
-from mlx_qwen35.hub.memory import prefill_window
+from mlx_qwen35.hub.text_sizes import prefill_window
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.options import Draft
 

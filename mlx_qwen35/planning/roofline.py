@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlx_qwen35.hub.memory import TextSizes
+from mlx_qwen35.hub.text_sizes import TextSizes
 from mlx_qwen35.planning.chips import Chip
 from mlx_qwen35.planning.subject import Subject
 

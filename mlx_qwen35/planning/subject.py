@@ -8,7 +8,8 @@ from typing import Any
 
 from mlx_qwen35.hub.family import FamilyEntry
 from mlx_qwen35.hub.headers import TensorEntry
-from mlx_qwen35.hub.memory import MTP_PREFIXES, VISION_PREFIXES, TextSizes, weights_as_loaded
+from mlx_qwen35.hub.memory import MTP_PREFIXES, VISION_PREFIXES, weights_as_loaded
+from mlx_qwen35.hub.text_sizes import TextSizes
 
 BITS = (16, 8, 6, 4, 3)
 GROUP_SIZE = 64

@@ -10,16 +10,8 @@ from mlx_qwen35.errors import ConfigError, MemoryPlanError
 from mlx_qwen35.hub.family import FAMILY
 from mlx_qwen35.hub.headers import TensorEntry
 from mlx_qwen35.hub.machine import GIB, Machine, _container_limit, this_machine
-from mlx_qwen35.hub.memory import (
-    TextSizes,
-    best_for,
-    check,
-    family_bytes,
-    fits,
-    plan_memory,
-    score_bytes,
-    weights_as_loaded,
-)
+from mlx_qwen35.hub.memory import best_for, check, family_bytes, fits, plan_memory, weights_as_loaded
+from mlx_qwen35.hub.text_sizes import TextSizes, score_bytes
 
 MIB = 1 << 20
 

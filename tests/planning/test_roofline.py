@@ -8,7 +8,7 @@ import pytest
 
 from mlx_qwen35.counting.report import WINDOW, cost
 from mlx_qwen35.hub.family import FAMILY, VOCABULARY
-from mlx_qwen35.hub.memory import TextSizes
+from mlx_qwen35.hub.text_sizes import TextSizes
 from mlx_qwen35.planning.chips import CHIPS, find, label
 from mlx_qwen35.planning.roofline import limits, matrix_parameters, prompt_flops
 from mlx_qwen35.planning.subject import BITS, Subject, of_checkpoint, of_family
