@@ -47,6 +47,7 @@ class CacheOptions:
     max_sequences: answered at the same time; more wait
     draft: tokens guessed ahead by the MTP layer, or by what repeats, and checked together: "auto" finds out how many
     pay, 1 to 4 is a fixed number, "off" none, and then nothing is kept for it
+    read_ahead: while nobody asks, compute what the next prompt of a conversation will begin with
     exact: a token's numbers never depend on what else is computed beside it, to the last bit
     """
 
@@ -58,6 +59,7 @@ class CacheOptions:
     max_sequences: int = 16
     draft: Draft = "auto"
     exact: bool = False
+    read_ahead: bool = True
 
 
 def is_draft(value: object) -> bool:

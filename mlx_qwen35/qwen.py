@@ -46,6 +46,7 @@ def load(
     max_sequences: int = CacheOptions.max_sequences,
     draft: Draft = CacheOptions.draft,
     exact: bool = False,
+    read_ahead: bool = True,
     context: int = USUAL_CONTEXT,
     force: bool = False,
     offline: bool = False,
@@ -61,6 +62,7 @@ def load(
     draft: tokens guessed ahead and checked together, by the checkpoint's MTP layer or from what repeats: "auto" finds
     out how many pay, 1 to 4 is a fixed number, "off" none; answers stay the same
     exact: answers the same to the last bit of every number, whoever shares the batch; slower, see models/exact.py
+    read_ahead: compute what a conversation's next prompt will begin with, while nobody asks; see reading_ahead.py
     progress: called with bytes done and in all   warn: takes one line for people, from any thread
     Raises UserError.
     """
@@ -70,15 +72,23 @@ def load(
     for option, (value, least) in {**whole, "prefix_bytes": (prefix_bytes or 0, 0)}.items():
         if type(value) is not int or value < least:
             raise RequestError(f"{option} is {value!r:.40}; it should be a whole number, at least {least}.")
-    if not isinstance(exact, bool):
-        raise RequestError(f"exact is {exact!r:.40}; it should be True or False.")
+    for option, switch in {"exact": exact, "read_ahead": read_ahead}.items():
+        if not isinstance(switch, bool):
+            raise RequestError(f"{option} is {switch!r:.40}; it should be True or False.")
     if not is_draft(draft):
         raise RequestError(f"draft is {draft!r:.40}; it should be {DRAFT_VALUES}.")
     if not isinstance(disk, (str, Path, NoneType)):
         raise RequestError(f'disk is {disk!r:.40}; it should be a folder, or "auto".')
     folder = prefix_folder() if disk == "auto" else Path(disk).expanduser() if disk is not None else None
     caches = CacheOptions(
-        kv_bits, prefix_bytes, folder, disk_bytes, max_sequences=max_sequences, draft=draft, exact=exact
+        kv_bits,
+        prefix_bytes,
+        folder,
+        disk_bytes,
+        max_sequences=max_sequences,
+        draft=draft,
+        exact=exact,
+        read_ahead=read_ahead,
     )
     return Qwen(
         Runtime.load(

@@ -10,11 +10,12 @@ from mlx_qwen35.chat.answer import Answer
 from mlx_qwen35.chat.credits import Credits
 from mlx_qwen35.chat.divergence import explain, rerendered
 from mlx_qwen35.chat.events import Event, Finished, FinishReason, PrefillProgress, TokenLogprob, Usage
-from mlx_qwen35.chat.reply import Reply
+from mlx_qwen35.chat.reply import Gathering, Reply
 from mlx_qwen35.chat.tokenizer import Tokenizer
 from mlx_qwen35.chat.transcript import Prompt, Transcript
 from mlx_qwen35.generation.request import Item, Line, Prefilled, Request, Reuse
 from mlx_qwen35.generation.scores import Score
+from mlx_qwen35.requests import ChatRequest
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,28 @@ class Prepared:
     """A request that was rendered and checked, ready for the engine.
 
     then: where this asks for the summary of a conversation that is too long: from that, what answers the conversation
+    chat: as it was asked, where the conversation may go on from its answer
     """
 
     prompt: Prompt
     request: Request
     answer: Answer
     then: Callable[[Reply], Prepared] | None = None
+    chat: ChatRequest | None = None
 
 
 class Running:
     """Read it with `events` or `aevents`, one of them and once; either way, an end before the end cancels."""
 
-    def __init__(self, transcript: Transcript, tokenizer: Tokenizer, prepared: Prepared, line: Line) -> None:
+    def __init__(
+        self,
+        transcript: Transcript,
+        tokenizer: Tokenizer,
+        prepared: Prepared,
+        line: Line,
+        on_end: Callable[[Reply], object] | None = None,
+    ) -> None:
+        """on_end: told of an answer that was read to an end of its own, and that calls no tools"""
         self.prompt, self.line = prepared.prompt, line
         self.sampled: list[int] = []
         self._transcript, self._tokenizer, self._answer = transcript, tokenizer, prepared.answer
@@ -41,6 +52,7 @@ class Running:
         scored = prepared.request.logprobs is not None
         self._credits = Credits(self._answer.in_reasoning) if scored else None
         self._reason: FinishReason = "length"
+        self._on_end, self._gathering = on_end, Gathering() if on_end is not None else None
 
     def events(self) -> Generator[Event]:
         """The answer's events. Closing the iterator cancels within one step."""
@@ -79,6 +91,9 @@ class Running:
         """Let the engine go on with others, and remember how this answer was sampled."""
         self.line.cancel()
         self._transcript.remember(self.prompt, self.sampled)
+        gathering, self._gathering = self._gathering, None
+        if self._on_end is not None and gathering is not None and gathering.finished is not None:
+            self._on_end(gathering.reply())
 
     def _take(self, item: Item) -> Iterator[Event]:
         """The events that one item of the line makes certain."""
@@ -107,11 +122,17 @@ class Running:
             self._credits.end(rest)
         yield from self._credited(self._answer.finish(rest))
         called = self._answer.called and self._reason == "stop"
-        yield Finished("tool_calls" if called else self._reason, self._usage(), self._answer.stop_string)
+        finished = Finished("tool_calls" if called else self._reason, self._usage(), self._answer.stop_string)
+        if self._gathering is not None and finished.reason == "stop":
+            self._gathering.take(finished)
+        yield finished
 
     def _credited(self, events: Iterable[Event]) -> Iterator[Event]:
         """The events, each with the tokens that it shows where those were asked for."""
-        return map(self._credits.credit, events) if self._credits is not None else iter(events)
+        for event in events if self._credits is None else map(self._credits.credit, events):
+            if self._gathering is not None:
+                self._gathering.take(event)
+            yield event
 
     def _told(self, score: Score) -> TokenLogprob:
         top = tuple(self._named(token, logprob) for token, logprob in score.top)

@@ -8,6 +8,7 @@ for event in runtime.chat(ChatRequest([{"role": "user", "content": "Hello"}])):
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import warnings
@@ -44,6 +45,7 @@ from mlx_qwen35.models.config import ModelConfig, read_config
 from mlx_qwen35.models.fit import cache_bytes, fetch_if_it_fits
 from mlx_qwen35.models.weights import LoadedModel, Progress, load_model
 from mlx_qwen35.options import GREEDY, USUAL_CONTEXT, CacheOptions, Sampling
+from mlx_qwen35.reading_ahead import ReadingAhead
 from mlx_qwen35.requests import ChatRequest, TextRequest
 from mlx_qwen35.running import Prepared, Running
 
@@ -77,6 +79,7 @@ class Runtime:
         self._thread, self._closing = thread, threading.RLock()
         self._engine = thread.call(lambda: start_engine(loaded.model, thread, folder, cache_bytes, caches, warn))
         self.prefixes = Prefixes(self._engine, caches.kv_bits)
+        self._ahead = ReadingAhead(self._engine, caches.kv_bits, self.prompt) if caches.read_ahead else None
         self.warn = warn
         self._size = released_size(loaded.config)
         self._greedy_by_default = _asks_for_greedy(folder)
@@ -120,6 +123,8 @@ class Runtime:
             if not self._thread.closing:  # else it was all done before
                 self._engine.close()
                 self._thread.close()
+                if self._ahead is not None:
+                    self._ahead.close()
 
     @property
     def is_open(self) -> bool:
@@ -201,7 +206,9 @@ class Runtime:
             request.parallel_tool_calls,
         )
         parser = OutputParser(None if choice.mode == "none" else tools, in_reasoning)
-        return self._prepared(request, self._tokenised(text), self.sampling(request), parser, hold, asked)
+        prepared = self._prepared(request, self._tokenised(text), self.sampling(request), parser, hold, asked)
+        # The list is the caller's, who may add the answer to it.
+        return replace(prepared, chat=replace(request, messages=tuple(request.messages)))
 
     def _folded(self, request: ChatRequest, limit: int, hold: Hold | None) -> Prepared:
         """With older turns summarised where it is longer than `limit` tokens; see chat/folding.py. Where a summary is
@@ -234,7 +241,7 @@ class Runtime:
             max_tokens=summary_tokens(limit),
             tool_choice="none",
         )
-        return replace(self.prepare(asked), then=then)
+        return replace(self.prepare(asked), then=then, chat=None)
 
     def prepare_text(self, request: TextRequest) -> Prepared:
         """The same for a text to go on with. Raises RequestError."""
@@ -281,7 +288,10 @@ class Runtime:
         return Folded(self._begin, prepared) if prepared.then else self._begin(prepared)
 
     def _begin(self, prepared: Prepared) -> Running:
-        return Running(self.transcript, self.tokenizer, prepared, self._engine.submit(prepared.request))
+        on_end = None
+        if self._ahead is not None and prepared.chat is not None:
+            on_end = functools.partial(self._ahead.wish, prepared.chat, prepared.request.hold)
+        return Running(self.transcript, self.tokenizer, prepared, self._engine.submit(prepared.request), on_end)
 
 
 def released_size(config: ModelConfig) -> str | None:

@@ -18,7 +18,7 @@ LAYERS = [
     "caches",
     "models",
     "generation",
-    "running",
+    "running reading_ahead",
     "folded",
     "guiding",
     "runtime",

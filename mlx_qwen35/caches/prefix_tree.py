@@ -50,6 +50,7 @@ class Node:
     root: Node | None = None  # None in a root, which stands for one format of caches
     pins: int = 0  # live sequences that stand here
     holds: int = 0  # open sessions that want to go on from here
+    ahead: int = 0  # tokens up to here that were read ahead, and not used by anybody yet
     children: dict[int, list[Node]] = field(default_factory=dict)  # by their first id
 
     @property

@@ -37,6 +37,10 @@ class CacheSizes:
         longest = tokens + 1 + MOST_DRAFTS
         return -(-longest // GROWTH) * GROWTH * self.token + 2 * self.state
 
+    def text(self, tokens: int) -> int:
+        """Bytes of so many tokens that are remembered, with the checkpoint after them."""
+        return tokens * self.token + self.state
+
     @property
     def stride(self) -> int:
         """Tokens between checkpoints inside a long prompt, such that KV stays the larger part of what is kept."""

@@ -14,8 +14,10 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.caches.prefix_store import PrefixStore
 from mlx_qwen35.errors import BusyError, CheckpointError, RequestError
+from mlx_qwen35.generation.ahead import Ahead
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes
 from mlx_qwen35.generation.checks import check
 from mlx_qwen35.generation.mlx_thread import MLXThread
@@ -29,7 +31,7 @@ from mlx_qwen35.generation.stats import Counters, Stats
 from mlx_qwen35.generation.stepping import Drawn, Launcher, Step
 from mlx_qwen35.hub.text_sizes import prefill_window
 from mlx_qwen35.models.model import Model
-from mlx_qwen35.options import Draft
+from mlx_qwen35.options import GREEDY, PLAIN, Draft
 
 T = TypeVar("T")
 # A step that begins while the last one runs copies the KV buffers which that one still reads: MLX writes in place only
@@ -62,6 +64,8 @@ class Engine:
         self._pacer = Pacer(self._largest_window(1))
         self._speculation, self._clock = Speculation(model, draft), clock
         self._launcher = Launcher(model, self._speculation)
+        self._ahead = Ahead(self._places, self._post_computing, self._read_ahead, lambda: self._others, self._wake)
+        self._busy_at = clock()
         self._arrivals: deque[Row] = deque()
         self._lock = threading.Lock()
         self._running = self._closed = False
@@ -84,10 +88,52 @@ class Engine:
             if self._closed:
                 raise BusyError("The model was closed.")
             self._arrivals.append(Row(request, line))
-            start, self._running = not self._running, True
-        if start and not self._thread.post(self._turn):
+        if not self._wake():
             raise BusyError("The model was closed.")
         return line
+
+    def _wake(self) -> bool:
+        """Have turns taken, if they are not; False once the thread was closed."""
+        with self._lock:
+            start, self._running = not self._running, True
+        return not start or self._thread.post(self._turn)
+
+    # Reading ahead
+
+    def read_ahead(self, ids: Sequence[int], kv_bits: int = PLAIN, hold: Hold | None = None) -> Line:
+        """Prefill all but the last token of a text, and remember it, as long as nobody else is served.
+
+        The line ends without an item: "stop" when there is nothing left to do, "cancelled" where others came, or were
+        there: what was read until then is remembered, and it may be asked again. Raises RequestError.
+        """
+        request = Request(ids, 1, 1, GREEDY, checkpoints=[len(ids) - 1], kv_bits=kv_bits, hold=hold)
+        check(request, self._model.config)
+        return self._ahead.ask(request)
+
+    @property
+    def quiet_seconds(self) -> float:
+        """Since the last request ended; 0 while there are any."""
+        return 0.0 if self._others else max(0.0, self._clock() - self._busy_at)
+
+    @property
+    def _others(self) -> bool:
+        """Whether there is anything more urgent than reading ahead."""
+        return self._closed or self._busy or bool(self._arrivals)
+
+    def _read_ahead(self, row: Row) -> None:
+        """The next window, as long as one beside which others decode: somebody may arrive in it, and wait."""
+        tokens = min(row.next_window(self._pacer.tokens(shared=True)), self._largest_window(row.target))
+        began = self._clock()
+        self._launcher.launch([], [(row, tokens)], began).read()
+        self._pacer.observe(tokens, self._clock() - began)
+        self._counters.read_ahead(tokens)
+
+    def _post_computing(self, job: Callable[[], object]) -> bool:
+        def computing() -> None:
+            with self._model.arithmetic():
+                job()
+
+        return self._thread.post(computing)
 
     def close(self) -> None:
         """End all answers, save what is to outlive the process, and let go of the caches. Waits for the step."""
@@ -145,6 +191,9 @@ class Engine:
     def _serve(self) -> None:
         try:
             self._welcome()
+            if self._busy:
+                self._busy_at = self._clock()
+                self._ahead.give_way()
             self._dismiss_cancelled()
             self._places.set_paused_aside(time.perf_counter())
             self._places.relieve(self._collect)
@@ -311,6 +360,7 @@ class Engine:
             self._closed = True
         self._welcome()
         self._flying = None
+        self._ahead.drop()
         for row in self._places.waiting:
             row.end("cancelled")
         for row in list(self._places.rows):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from mlx_qwen35.caches.prefix_store import PrefixStore
-from mlx_qwen35.caches.prefix_tree import Node
+from mlx_qwen35.caches.prefix_tree import Match, Node
 from mlx_qwen35.errors import TooLongError
 from mlx_qwen35.generation.cache_format import CacheFormat
 from mlx_qwen35.generation.request import Reuse
@@ -22,6 +22,7 @@ from mlx_qwen35.options import GIB
 MAX_ROWS = 16  # sequences in one step
 MAX_WAITING = 256  # requests in line; more are refused
 PATIENCE_SECONDS = 1.0  # with a reader who does not read, while others wait
+WORTH_READING = 16  # tokens; fewer are prefilled with the next question in a step that it needs anyway
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Places:
         """formats: kv_bits -> how such caches are made; called for each number once"""
         self.rows: list[Row] = []
         self.waiting: list[Row] = []
+        self.ahead: Row | None = None  # reads ahead; only while there are no rows
         self._make_format, self._formats = formats, {}
         self._store, self._limits, self._counters = store, limits, counters
 
@@ -85,21 +87,63 @@ class Places:
 
     def _enter(self, row: Row, room: int) -> None:
         """Give the row its caches, with what is known of its text. room: bytes that the budget leaves for prefixes"""
-        request = row.request
+        node, reuse = self._restore(row, self._store.match(self._root(row), row.ids))
+        self._counters.used_ahead(node.ahead)
+        node.ahead = 0
+        if not self._make_room(room):
+            self._unpin(row)
+            self._make_room(room)
+        if not row.answered:
+            self._counters.entered(row.prompt_tokens, reuse.cached, row.started - row.arrived)
+
+    def _restore(self, row: Row, found: Match) -> tuple[Node, Reuse]:
+        request, form = row.request, self._format(row)
         sampler = row.sampler or Sampler(request.sampling, request.known_tokens, request.seed, request.logit_bias)
-        form = self._format(row)
-        found = self._store.match(self._root(row), row.ids)
         cache = form.make()
         node = self._store.restore(found, cache)
         nearest = found.nearest.all_ids() if found.common and not row.answered else ()
         queued = (row.started or time.perf_counter()) - row.arrived
         reuse = Reuse(node.end, found.common, nearest, found.lost or node is not found.node, queued)
         row.enter(cache, sampler, node, reuse, form.sizes.stride)
-        if not self._make_room(room):
-            self._unpin(row)
-            self._make_room(room)
-        if not row.answered:
-            self._counters.entered(row.prompt_tokens, reuse.cached, row.started - row.arrived)
+        return node, reuse
+
+    def enter_ahead(self, row: Row) -> bool:
+        """The same for a row that reads ahead, while there are no others; False where it should not.
+
+        That is where its text is known, by this or a later prompt; where little is left of it; or where live caches
+        would take memory from what is remembered. Beyond that it makes room among prefixes as any other text does.
+        """
+        sizes, end = self._format(row).sizes, row.prompt_tokens - 1  # the last token only says that the text goes on
+        found = self._store.match(self._root(row), row.ids)
+        if found.common >= end or end - found.length < WORTH_READING:
+            return False
+        needed = sizes.sequence(row.prompt_tokens) + self._store.nbytes + sizes.text(end - found.length)
+        if needed > self._limits.cache_bytes or sizes.text(end) > self._limits.prefix_bytes:
+            return False
+        self._restore(row, found)
+        self.ahead = row
+        return True
+
+    def leave_ahead(self, keep: bool) -> None:
+        """It is done, or gives way. keep: what it read since its last checkpoint"""
+        row, self.ahead = self.ahead, None
+        assert row is not None
+        try:
+            if keep:
+                self.remember_ahead(row)
+                if row.request.hold is not None and row.node is not None:
+                    row.request.hold.move([*row.request.hold.nodes, row.node])
+        finally:
+            self._release(row)
+
+    def remember_ahead(self, row: Row) -> None:
+        """A checkpoint where it stands; what was read up to there counts as used when somebody begins there."""
+        before = row.node
+        assert before is not None
+        begun, before.ahead = before.end - before.ahead, 0
+        self.remember(row)
+        assert row.node is not None
+        row.node.ahead = row.node.end - begun
 
     def _unpin(self, row: Row) -> None:
         """What the row has copied need not stay in the store while it runs; it leaves all of it there at its end."""
@@ -162,7 +206,8 @@ class Places:
     @property
     def live_bytes(self) -> int:
         """What the rows' caches take, counted before it is taken."""
-        return sum(self._format(row).sizes.sequence(max(row.fed, len(row.ids))) for row in list(self.rows))
+        rows = [*self.rows, *([self.ahead] if self.ahead else ())]
+        return sum(self._format(row).sizes.sequence(max(row.fed, len(row.ids))) for row in rows)
 
     def remember(self, row: Row) -> None:
         assert row.cache is not None

@@ -17,6 +17,7 @@ class Stats:
     set_aside: sequences that had to give up their place, and read their text again
     batch: sequences in the last decode steps, on average   cached_tokens: prompt tokens not computed again, since start
     drafted_tokens, accepted_tokens: guessed ahead, and those of them that stayed, since start
+    ahead_tokens, ahead_used_tokens: of next prompts, read while nobody waited, and those of them that were asked for
     draft_depth, draft_note: of the last step, and why
     tokens_per_step: that a sequence got from a step in which it drafted, on average, since start
     """
@@ -38,6 +39,8 @@ class Stats:
     drafted_tokens: int
     accepted_tokens: int
     tokens_per_step: float
+    ahead_tokens: int
+    ahead_used_tokens: int
     draft_depth: int
     draft_note: str
     active_bytes: int
@@ -52,6 +55,7 @@ class Counters:
         self._waits: deque[float] = deque(maxlen=LAST_STEPS)
         self._requests = self._prompt = self._cached = self._answer = self._set_aside = 0
         self._drafts = self._accepted = self._draft_steps = 0
+        self._ahead = self._ahead_used = 0
 
     def entered(self, prompt: int, cached: int, queued: float) -> None:
         """A request took its place in the batch."""
@@ -65,6 +69,14 @@ class Counters:
         self._drafts += drafts
         self._accepted += accepted
         self._draft_steps += 1
+
+    def read_ahead(self, tokens: int) -> None:
+        """So many tokens of a next prompt were computed while nobody waited."""
+        self._ahead += tokens
+
+    def used_ahead(self, tokens: int) -> None:
+        """A request began after so many of them."""
+        self._ahead_used += tokens
 
     def set_aside(self) -> None:
         self._set_aside += 1
@@ -105,6 +117,8 @@ class Counters:
             drafted_tokens=self._drafts,
             accepted_tokens=self._accepted,
             tokens_per_step=1 + self._accepted / self._draft_steps if self._draft_steps else 1.0,
+            ahead_tokens=self._ahead,
+            ahead_used_tokens=self._ahead_used,
             draft_depth=draft_depth,
             draft_note=draft_note,
             active_bytes=mx.get_active_memory(),

@@ -18,6 +18,8 @@ ENGINE = {
     "answer_tokens": ("answer_tokens_total", "counter", "Tokens generated."),
     "drafted_tokens": ("drafted_tokens_total", "counter", "Tokens guessed ahead."),
     "accepted_tokens": ("accepted_tokens_total", "counter", "Tokens guessed ahead that stayed."),
+    "ahead_tokens": ("read_ahead_tokens_total", "counter", "Tokens of next prompts computed while nobody asked."),
+    "ahead_used_tokens": ("read_ahead_used_tokens_total", "counter", "Those of them that a prompt began with."),
     "tokens_per_step": ("tokens_per_draft_step", "gauge", "What an answer got of a step with drafts, since the start."),
     "set_aside": ("set_aside_total", "counter", "Answers that gave up their place and read their text again."),
     "evictions": ("evictions_total", "counter", "Remembered texts that made room."),

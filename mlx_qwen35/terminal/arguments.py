@@ -116,6 +116,12 @@ def add_model_options(parser: Parser) -> None:
         metavar="FOLDER",
         help="where what was computed of texts outlives the program, or none (mlx-qwen35/prefixes in the cache folder)",
     )
+    group.add_argument(
+        "--no-read-ahead",
+        dest="read_ahead",
+        action="store_false",
+        help="compute nothing while nobody asks; otherwise what the next question will come after is read meanwhile",
+    )
 
 
 def add_toolbox_option(parser: Parser) -> None:
@@ -149,7 +155,9 @@ def caches_of(args: argparse.Namespace) -> CacheOptions:
         folder = prefix_folder()
     else:
         folder = None if args.disk.lower() == "none" else Path(args.disk).expanduser()
-    return CacheOptions(kv_bits=args.kv_bits, disk=folder, draft=args.draft, exact=args.exact)
+    return CacheOptions(
+        kv_bits=args.kv_bits, disk=folder, draft=args.draft, exact=args.exact, read_ahead=args.read_ahead
+    )
 
 
 def add_answer_options(parser: Parser) -> None:

@@ -182,6 +182,8 @@ def _stats(state: ChatState, argument: str) -> None:
     s = state.runtime.stats()
     if s.drafted_tokens:
         state.say(f"drafts: {s.accepted_tokens:,} of {s.drafted_tokens:,} stayed; the last step: {s.draft_note}")
+    if s.ahead_tokens:
+        state.say(f"read ahead while nobody asked: {s.ahead_tokens:,} tokens, {s.ahead_used_tokens:,} of them used")
     state.say(
         f"memory: {s.active_bytes / GIB:.2f} GiB in use, {s.peak_bytes / GIB:.2f} at most; "
         f"{s.prefix_bytes / GIB:.2f} GiB of earlier texts are remembered"

@@ -123,6 +123,12 @@ FEATURES = (
     Feature("MTP", "invisible", lambda o, _: o.reply.usage.drafted_tokens > 0, options={"draft": 3}),
     Feature("n-gram drafts", "invisible", _drafted, {"mtp": False}, {"draft": 3}),
     Feature("prefix reuse", "invisible", lambda o, _: o.reply.usage.cached_tokens > 0, {"prefix_bytes": 1 << 28}),
+    Feature(
+        "read ahead",
+        "invisible",
+        lambda o, _: o.reply.usage.cached_tokens > 0,
+        {"prefix_bytes": 1 << 27, "ahead": True},
+    ),
     Feature("restored from disk", "invisible", lambda o, _: o.reply.usage.cached_tokens > 0, {"disk": True}),
     Feature("batch of 4", "invisible", lambda o, _: o.company == len(OTHERS)),
     Feature("KV 8-bit", "shapes", lambda o, _: len(o.tokens) > 0, {"kv_bits": 8}),
@@ -214,12 +220,16 @@ class Lane:
         key = json.dumps([asked, [request.tools, request.enable_thinking] if "disk" in asked else None], sort_keys=True)
         if key not in self._loaded:
             name = str(DEMO if asked.pop("mtp", True) else self._without_mtp())
-            if asked.pop("disk", False):
+            asked |= {"read_ahead": asked.pop("ahead", False)}
+            if asked.get("disk", False):
                 asked |= {"disk": self._folder / f"disk{len(self._loaded)}", "prefix_bytes": 1 << 28}
                 with mlx_qwen35.load(name, **asked) as before:
                     _read(before.runtime.submit(before.runtime.prepare(once)), None)
             self._loaded[key] = mlx_qwen35.load(name, **asked)
         qwen = self._loaded[key]
+        if "read ahead" in [f.name for f in features]:
+            _read_ahead(qwen, replace(request, messages=[SYSTEM, EARLIER[0]]))
+            assert qwen.runtime.stats().ahead_tokens or "disk" in asked  # where all of it is known
         if "prefix reuse" in [f.name for f in features]:
             _read(qwen.runtime.submit(qwen.runtime.prepare(once)), None)
         return qwen
@@ -259,6 +269,15 @@ def _running(qwen: Qwen, questions: Sequence[str]) -> Iterator[list[Answering]]:
         for running, reader in submitted:
             running.line.cancel()
             reader.join()
+
+
+def _read_ahead(qwen: Qwen, request: ChatRequest) -> None:
+    """As when the earlier answer has just ended."""
+    ahead = qwen.runtime._ahead
+    assert ahead is not None
+    ahead.wish(request, None, Reply(EARLIER[1]["content"]))
+    while ahead._thread is not None:
+        time.sleep(0.01)
 
 
 def _read(running: Answering, cut_after: int | None) -> Reply:
