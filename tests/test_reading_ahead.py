@@ -71,6 +71,9 @@ def test_of_the_next_turn_only_the_question_is_left(qwen: Qwen) -> None:
     second = qwen.chat(messages, **THINKING)
     assert is_all_but_the_question(qwen, second, messages)
     assert second.usage.rerendered_tokens == 0
+    finish(qwen)
+    third = [*messages, second.message, {"role": "user", "content": TALKATIVE}]
+    assert is_all_but_the_question(qwen, qwen.chat(third, **THINKING), third)
     with mlx_qwen35.load("demo", read_ahead=False) as without:
         without.chat(messages[:2], **THINKING)
         plain = without.chat(messages, **THINKING)

@@ -22,6 +22,7 @@ from mlx_qwen35.options import GIB
 MAX_ROWS = 16  # sequences in one step
 MAX_WAITING = 256  # requests in line; more are refused
 PATIENCE_SECONDS = 1.0  # with a reader who does not read, while others wait
+QUESTION = 256  # tokens; a longer one is not read twice
 WORTH_READING = 16  # tokens; fewer are prefilled with the next question in a step that it needs anyway
 
 log = logging.getLogger(__name__)
@@ -88,8 +89,11 @@ class Places:
     def _enter(self, row: Row, room: int) -> None:
         """Give the row its caches, with what is known of its text. room: bytes that the budget leaves for prefixes"""
         node, reuse = self._restore(row, self._store.match(self._root(row), row.ids))
-        self._counters.used_ahead(node.ahead)
-        node.ahead = 0
+        if node.ahead:
+            self._counters.used_ahead(node.ahead)
+            # Whoever was read ahead for will be again, from here: that costs a question more, but nobody's time.
+            row.pass_by(QUESTION)
+            node.ahead = 0
         if not self._make_room(room):
             self._unpin(row)
             self._make_room(room)

@@ -64,6 +64,10 @@ class Row:
         boundaries.update(range((self.fed // stride + 1) * stride, self.target, stride))
         self.stops = [*sorted(boundaries), self.target]
 
+    def pass_by(self, tokens: int) -> None:
+        """No checkpoints within the next `tokens`: each of them is a step more before the first token."""
+        self.stops = [stop for stop in self.stops[:-1] if stop > self.fed + tokens] + self.stops[-1:]
+
     @property
     def landmarks(self) -> list[Node]:
         """The nodes of this text that the next turn may go on from: where this one began, branches, and ended."""

@@ -102,6 +102,31 @@ def test_an_arrival_is_served_next_and_goes_on_from_what_was_read(after: int) ->
     served.assert_at_rest()
 
 
+@pytest.mark.parametrize(("length", "steps"), [(12, 1), (300, 3)])
+def test_a_short_question_after_it_is_one_step(length: int, steps: int) -> None:
+    """No checkpoint within it: the next reading begins before it. A long one is not read twice."""
+    served = with_history()
+    served.engine.read_ahead([*NEXT, 1])
+    served.run()
+    served.windows([512])
+    prompt = [*NEXT, *random_ids(4, length)]
+    line = served.submit(asked(prompt, checkpoints=[len(prompt) - 6, len(prompt) - 2]))
+    turns = 0
+    while not any(isinstance(item, int) for item in items(line)):
+        assert served.crank.turn()
+        turns += 1
+    assert turns == steps
+    served.run()
+    served.assert_at_rest()
+
+
+def items(line: Line) -> list[object]:
+    found: list[object] = []
+    while (item := line.poll()) is not None:
+        found.append(item)
+    return found
+
+
 def windows_of(served: Cranked) -> list[int]:
     """Tokens of each window that is read ahead from now on."""
     computed: list[int] = []
