@@ -44,7 +44,7 @@ class Running:
         line: Line,
         on_end: Callable[[Reply], object] | None = None,
     ) -> None:
-        """on_end: told of an answer that was read to an end of its own, and that calls no tools"""
+        """on_end: told of an answer that its reader has read to the end, and that calls no tools"""
         self.prompt, self.line = prepared.prompt, line
         self.sampled: list[int] = []
         self._transcript, self._tokenizer, self._answer = transcript, tokenizer, prepared.answer
@@ -92,8 +92,11 @@ class Running:
         self.line.cancel()
         self._transcript.remember(self.prompt, self.sampled)
         gathering, self._gathering = self._gathering, None
-        if self._on_end is not None and gathering is not None and gathering.finished is not None:
-            self._on_end(gathering.reply())
+        if self._on_end is None or gathering is None or gathering.finished is None:
+            return
+        reply = gathering.reply()
+        if reply.reason == "stop" or reply.content:  # one that was cut in its thoughts is no answer to write to
+            self._on_end(reply)
 
     def _take(self, item: Item) -> Iterator[Event]:
         """The events that one item of the line makes certain."""
@@ -123,7 +126,7 @@ class Running:
         yield from self._credited(self._answer.finish(rest))
         called = self._answer.called and self._reason == "stop"
         finished = Finished("tool_calls" if called else self._reason, self._usage(), self._answer.stop_string)
-        if self._gathering is not None and finished.reason == "stop":
+        if self._gathering is not None and finished.reason in ("stop", "length"):
             self._gathering.take(finished)
         yield finished
 

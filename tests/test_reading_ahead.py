@@ -139,7 +139,8 @@ def wishes(qwen: Qwen, leave_after: int | None = None, **options: Any) -> int:
 def test_only_answers_that_came_to_their_end_are_gone_on_from(qwen: Qwen) -> None:
     assert wishes(qwen) == 1
     assert wishes(qwen, stop=["mlx"]) == 1
-    assert wishes(qwen, max_tokens=4) == 0  # cut
+    assert wishes(qwen, think=False, max_tokens=4) == 1  # cut, and shown
+    assert wishes(qwen, max_tokens=4) == 0  # cut in its thoughts
     assert wishes(qwen, leave_after=5) == 0  # its reader has left
     assert wishes(qwen, tools=[LOOK], tool_choice="required") == 0  # what it thought stays, until its results are in
 

@@ -4,10 +4,13 @@
     python -m examples.benchmarks.server_speed turns [--rounds 3]
 
 The demo checkpoint in float32 on both sides, A B A B, medians. Beside seconds on the clock stand CPU seconds of the
-server's process: they say the same on a quiet machine, and stay meaningful on a busy one. Turns: an append-only
-conversation, one that thinks in every turn, with 4,000 tokens of system message and tools, and that one once more with
+server's process: they say the same on a quiet machine, and stay meaningful on a busy one. Turns: a conversation that
+never thinks, one that thinks in every turn, with 4,000 tokens of system message and tools, and that one once more with
 the time in its system message, as agent programs have it; each side gets its own answers back, and who is asked first
-changes every turn.
+changes every turn. The demo's own answers are a few words; these go on for some 200 tokens, as answers to people do
+(bias against the tokens that end them, on both sides). Between an answer and the next question is a pause in which a
+person would read and type: a second at least, and until the server computes nothing any more. What it computes in it
+(ours reads the next turn ahead) stands in the last columns.
 """
 
 from __future__ import annotations
@@ -32,14 +35,18 @@ from examples.demo_model.mixture import evaluation_set
 from tests.support.float32 import write_float32_demo
 
 Body = dict[str, Any]
-Answers = dict[str, PeerAnswer]  # by side
 SKILLS = ("project", "json", "arithmetic, thinking", "multi-turn")
 ANSWERS = 6  # of each client and round
 STOPS = {"991": -100, "993": -100}  # of the demo's tokenizer: a text without them goes on to its limit
+NO_THINK = (
+    "1016"  # a text that may not end writes that, too, and then the template takes what stands before for thought
+)
 DRAWN_TOKENS = 150
 TURNS = 10
 # No calls: a demo that meets 22 tools makes some that end in the middle, and both sides would remember them otherwise.
-TURN: Body = {"temperature": 0.0, "max_tokens": 60, "logit_bias": {"1005": -100}}
+TURN: Body = {"temperature": 0.0, "max_tokens": 240, "logit_bias": {"1005": -100, **STOPS}}
+PAUSE_SECONDS, LOOK_SECONDS = 1.0, 0.3
+IDLE = 0.03  # CPU seconds between two looks, of a server that only waits
 CLOCK = "(clock)"
 TOOLS = 22  # of such as a coding agent has: with their descriptions some 3,500 tokens of the demo's tokenizer
 
@@ -159,7 +166,11 @@ def questions(name: str) -> list[str]:
 
 
 def append_only(name: str) -> tuple[list[Body], Body]:
-    return [{"role": "system", "content": f"You help {name}."}], {"chat_template_kwargs": {"enable_thinking": False}}
+    never: Body = {
+        "chat_template_kwargs": {"enable_thinking": False},
+        "logit_bias": {**TURN["logit_bias"], NO_THINK: -100},
+    }
+    return [{"role": "system", "content": f"You help {name}."}], never
 
 
 def thinking(name: str) -> tuple[list[Body], Body]:
@@ -195,26 +206,43 @@ def compare_turns(rounds: int) -> None:
     with servers() as both:
         for kind, make in SCRIPTS.items():
             last: dict[str, list[PeerAnswer]] = {side: [] for side in both}
-            for number in range(-1, rounds):  # the first warms both up
-                for side, answer in last_turns(both, make, f"client {number}").items():
-                    if number >= 0:
-                        last[side].append(answer)
-            rows.append((kind, *waits(last)))
+            last_turns(both, make, "nobody", turns=2)  # warms both up
+            pauses: dict[str, list[float]] = {side: [] for side in both}
+            for number in range(rounds):
+                for side, (answer, pause) in last_turns(both, make, f"client {number}").items():
+                    last[side].append(answer)
+                    pauses[side].append(pause)
+            rows.append((kind, *waits(last), *(f"{median(pause):.2f}" for pause in pauses.values())))
             print("  ".join(rows[-1]), flush=True)
     print()
-    seconds = ("ours, s", "peer", "ratio", "ours, CPU s", "peer", "ratio")
+    seconds = ("ours, s", "peer", "ratio", "ours, CPU s", "peer", "ratio", "pause, CPU s", "peer")
     print_table(("first token in turn 10", "prompt", "ours new", "peer new", *seconds), rows)
 
 
-def last_turns(both: dict[str, ChatServer], make: Callable[[str], tuple[list[Body], Body]], name: str) -> Answers:
-    """The same conversation with both, turn by turn; each side's answer in the last turn."""
+def last_turns(
+    both: dict[str, ChatServer], make: Callable[[str], tuple[list[Body], Body]], name: str, turns: int = TURNS
+) -> dict[str, tuple[PeerAnswer, float]]:
+    """The same conversation with both, turn by turn; each side's answer in the last turn, and the CPU seconds of the
+    pause before it."""
     opened = {side: make(name) for side in both}
-    talks = {side: Talk(both[side], opening, shared | TURN) for side, (opening, shared) in opened.items()}
-    answers: Answers = {}
-    for i, question in enumerate(questions(name)):
+    talks = {side: Talk(both[side], opening, TURN | shared) for side, (opening, shared) in opened.items()}
+    found: dict[str, tuple[PeerAnswer, float]] = {}
+    pauses = dict.fromkeys(both, 0.0)
+    for i, question in enumerate(questions(name)[:turns]):
         for side in both if i % 2 else reversed(both):
-            answers[side] = talks[side].turn(question)
-    return answers
+            found[side] = talks[side].turn(question), pauses[side]
+            pauses[side] = pause(both[side])
+    return found
+
+
+def pause(server: ChatServer) -> float:
+    """A person reads and types; the other server is asked nothing meanwhile. -> CPU seconds"""
+    began = before = server.cpu_seconds()
+    time.sleep(PAUSE_SECONDS)
+    while (now := server.cpu_seconds()) - before > IDLE:
+        before = now
+        time.sleep(LOOK_SECONDS)
+    return now - began
 
 
 def waits(last: dict[str, list[PeerAnswer]]) -> Iterator[str]:

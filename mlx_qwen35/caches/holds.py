@@ -38,6 +38,11 @@ class Hold:
         ends = [node.end for node in self.nodes if node.checkpoint is not None]
         return max(ends, default=0)
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody goes on from there any more."""
+        return self._closed
+
     def close(self) -> None:
         self.move([])
         self._closed = True

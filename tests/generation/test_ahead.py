@@ -218,6 +218,15 @@ def test_a_session_holds_what_was_read_for_it() -> None:
     served.assert_at_rest()
 
 
+def test_for_a_closed_session_nothing_is_read() -> None:
+    served = with_history()
+    hold = Hold()
+    hold.close()
+    served.engine.read_ahead([*NEXT, 1], 16, hold)
+    served.run()
+    assert served.engine.stats().ahead_tokens == 0
+
+
 @pytest.mark.parametrize("turns", [0, 2])
 def test_closing_ends_it(turns: int) -> None:
     served = with_history()
