@@ -115,7 +115,8 @@ class Places:
         """The same for a row that reads ahead, while there are no others; False where it should not.
 
         That is where its session was closed; where its text is known, by this or a later prompt; where little is left
-        of it; or where live caches would take memory from what is remembered. Beyond that it makes room among prefixes as any other text does.
+        of it; or where live caches would take memory from what is remembered. Beyond that it makes room among prefixes
+        as any other text does.
         """
         sizes, end = self._format(row).sizes, row.prompt_tokens - 1  # the last token only says that the text goes on
         found = self._store.match(self._root(row), row.ids)
