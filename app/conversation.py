@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from mlx_qwen35.chat.events import (
     ToolCallStart,
     Usage,
 )
+from mlx_qwen35.conversations.efforts import Effort, Efforts
 from mlx_qwen35.conversations.markdown import fenced
 from mlx_qwen35.tools.tool import Step
 from mlx_qwen35.tools.toolbox import REFUSED, STOPPED
@@ -33,14 +34,6 @@ from mlx_qwen35.tools.toolbox import REFUSED, STOPPED
 Message = dict[str, Any]  # as the runtime takes it
 Block = dict[str, Any]  # as gr.Chatbot shows it
 SHOWN_RESULT = 6_000  # characters of a tool's result; the model reads all of it
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long a thought or a call took. tokens: of the thought"""
-
-    seconds: float
-    tokens: int = 0
 
 
 @dataclass
@@ -152,9 +145,9 @@ class Shown:
         self.places += [place] * len(blocks)
 
 
-def shown(messages: Sequence[Message], efforts: Mapping[int | str, Effort]) -> Shown:
-    """Messages as blocks. efforts: of thoughts by the index of their message, of calls by their id"""
-    results = {m["tool_call_id"]: m["content"] for m in messages if m["role"] == "tool" and "tool_call_id" in m}
+def shown(messages: Sequence[Message], efforts: Efforts) -> Shown:
+    """Messages as blocks."""
+    results = {_id(m.get("tool_call_id")): m["content"] for m in messages if m["role"] == "tool"}
     made = Shown()
     for place, message in enumerate(messages):
         text = _text(message.get("content"))
@@ -166,10 +159,10 @@ def shown(messages: Sequence[Message], efforts: Mapping[int | str, Effort]) -> S
             if text:
                 made.add(place, *content_blocks(text))
             for call in message.get("tool_calls", ()):
-                function, id = call["function"], call.get("id", "")
+                function, id = call["function"], _id(call.get("id"))
                 arguments = function["arguments"]
                 arguments = arguments if isinstance(arguments, str) else _pretty(arguments)
-                result = _text(results.get(id, STOPPED))
+                result = _text(results.get(id, STOPPED) if id else STOPPED)
                 made.add(place, call_block(function["name"], arguments, result, efforts.get(id, Effort(0.0))))
     return made
 
@@ -258,6 +251,11 @@ def _folded(text: str, title: str, status: str | None = None, effort: Effort | N
     if effort and effort.seconds:
         metadata["duration"] = round(effort.seconds, 1) or 0.1
     return {**_block(text), "metadata": metadata}
+
+
+def _id(value: Any) -> str:
+    """Of a call; a chat that was imported may have anything there."""
+    return value if isinstance(value, str) else ""
 
 
 def _text(content: Any) -> str:

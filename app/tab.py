@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mlx_qwen35.app.conversation import Effort, Message, Shown, question_block, shown, trouble_block
+from mlx_qwen35.app.conversation import Message, Shown, question_block, shown, trouble_block
 from mlx_qwen35.app.desk import Desk
 from mlx_qwen35.app.turn import Turn
 from mlx_qwen35.conversations.conversation import Conversation
@@ -29,7 +29,6 @@ class Tab:
     turn: Turn | None = None
     notice: str = ""
     blank: bool = True  # nothing was done here yet
-    _efforts: dict[int | str, Effort] = field(default_factory=dict)
     _allowed: set[str] = field(default_factory=set)
     _before: Shown | None = None
     _taken: list[Message] = field(default_factory=list)
@@ -93,7 +92,6 @@ class Tab:
             kept = self.keeper.store.create(branched(self.conversation, len(said), self.title), model, self.id)
             notice = f"What followed is kept as a chat of its own: {kept.title}"
         self.conversation.messages, self._taken = said[:messages], said[messages:]
-        self._efforts = {k: v for k, v in self._efforts.items() if isinstance(k, str) or k < messages}
         self.turn, self._before = None, None
         return notice
 
@@ -132,7 +130,7 @@ class Tab:
             if messages := turn.messages():
                 first = len(self.conversation.messages) + 1
                 self.conversation.add(turn.question, *messages)
-                self._efforts |= turn.efforts(first)
+                self.conversation.efforts |= turn.efforts(first)
                 self.notice = self.keeper.keep(self.conversation, turn.model) or self.notice
             else:
                 self.conversation.messages += self._taken
@@ -153,7 +151,7 @@ class Tab:
 
     def _with(self, turn: Turn | None) -> Shown:
         if self._before is None:
-            self._before = shown(self.conversation.messages, self._efforts)
+            self._before = shown(self.conversation.messages, self.conversation.efforts)
         made = Shown([*self._before.blocks], [*self._before.places])
         place = len(self.conversation.messages)
         if turn and not (turn.kept and turn.messages()):
@@ -184,7 +182,7 @@ class Tab:
     def _leave(self) -> None:
         self.stop()
         self.turn, self.notice, self.blank = None, "", False
-        self._efforts, self._allowed, self._before, self._taken = {}, set(), None, []
+        self._allowed, self._before, self._taken = set(), None, []
 
 
 def _text_of(message: Message) -> str:

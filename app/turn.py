@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_qwen35.app.conversation import Answer, Block, Effort, Message, trouble_block
+from mlx_qwen35.app.conversation import Answer, Block, Message, trouble_block
 from mlx_qwen35.app.desk import Backend, Desk
 from mlx_qwen35.chat.events import Finished
+from mlx_qwen35.conversations.efforts import Effort, Efforts
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.requests import ChatRequest
 from mlx_qwen35.tools.loop import OverRequest, Said, answer_with_tools
@@ -115,9 +116,9 @@ class Turn:
         """What was said, as the model shall remember it; none when nothing was."""
         return self._said.messages()
 
-    def efforts(self, first: int) -> dict[int | str, Effort]:
-        """As for `conversation.shown`. first: the index of the first of `messages` in the conversation"""
-        found: dict[int | str, Effort] = {}
+    def efforts(self, first: int) -> Efforts:
+        """Of what was said. first: the index of the first of `messages` in the conversation"""
+        found: Efforts = {}
         thoughts = [a.thought for a in self.answers if a.reasoning or a.content or a.calls]
         spoken = [i for i, m in enumerate(self.messages(), first) if m["role"] == "assistant"]
         found |= {i: thought for i, thought in zip(spoken, thoughts) if thought}

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_qwen35.chat.json_text import parse_json
 from mlx_qwen35.chat.messages import normalise_messages
+from mlx_qwen35.conversations.efforts import Efforts, as_list, checked_efforts, still_said
 from mlx_qwen35.conversations.settings import Settings, checked_settings
 from mlx_qwen35.errors import RequestError, UserError
 from mlx_qwen35.hub.cache import write_atomically
@@ -26,11 +27,15 @@ Message = dict[str, Any]
 
 @dataclass
 class Conversation:
-    """Messages without the system prompt, which is a setting. title: "" where nobody gave one"""
+    """Messages without the system prompt, which is a setting.
+
+    title: "" where nobody gave one   efforts: of what was said, as far as anybody measured it
+    """
 
     settings: Settings = field(default_factory=Settings)
     messages: list[Message] = field(default_factory=list)
     title: str = ""
+    efforts: Efforts = field(default_factory=dict)
 
     def change(self, **changes: Any) -> None:
         """Change settings by name."""
@@ -58,6 +63,8 @@ class Conversation:
 
     def add(self, question: str, *said: Message) -> None:
         """Keep a question with its answer, whole or stopped half-way, and what tools said on the way."""
+        # What stood here before, and was taken back, had efforts of its own.
+        self.efforts = still_said(self.efforts, self.messages)
         self.messages += [{"role": "user", "content": question}, *said]
 
     def body(self, model: str) -> dict[str, Any]:
@@ -65,7 +72,9 @@ class Conversation:
         settings = {**asdict(self.settings), "sampling": dict(self.settings.sampling)}
         if not settings["form"]:
             del settings["form"]  # earlier releases read the file then
-        return {"model": model, "settings": settings, "messages": self.messages}
+        efforts = as_list(still_said(self.efforts, self.messages))
+        measured = {"efforts": efforts} if efforts else {}
+        return {"model": model, "settings": settings, "messages": self.messages, **measured}
 
     def save(self, path: Path, model: str) -> None:
         """Write everything as JSON: all of it or nothing. Raises UserError."""
@@ -90,7 +99,8 @@ class Conversation:
             title = saved.get("title", "")
             if not isinstance(title, str):
                 raise RequestError("title is not text.")
-            return cls(checked_settings(saved.get("settings")), _messages(saved.get("messages")), clean_title(title))
+            settings, messages = checked_settings(saved.get("settings")), _messages(saved.get("messages"))
+            return cls(settings, messages, clean_title(title), checked_efforts(saved.get("efforts", [])))
         except RequestError as error:
             raise UserError(f"{path} is a damaged chat: {error}") from None
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mlx_qwen35.chat.messages import normalise_messages
 from mlx_qwen35.conversations.conversation import Conversation, clean_title, reason
+from mlx_qwen35.conversations.efforts import still_said
 from mlx_qwen35.conversations.index import Summary, encoded, read_summary
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.cache import locked, write_atomically
@@ -194,7 +195,8 @@ def branched(conversation: Conversation, messages: int, title: str) -> Conversat
     if not 0 <= messages <= len(conversation.messages):
         raise UserError(f"The chat has {len(conversation.messages)} messages, so it cannot branch after {messages}.")
     name = title if title.endswith(" (branch)") else f"{clean_title(title)[:180]} (branch)"
-    return Conversation(conversation.settings, copy.deepcopy(conversation.messages[:messages]), name)
+    said = copy.deepcopy(conversation.messages[:messages])
+    return Conversation(conversation.settings, said, name, still_said(conversation.efforts, said))
 
 
 def title_of(conversation: Conversation) -> str:

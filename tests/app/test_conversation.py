@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_qwen35.app.conversation import Answer, Block, Effort, content_blocks, shown, status_line
+from mlx_qwen35.app.conversation import Answer, Block, content_blocks, shown, status_line
 from mlx_qwen35.chat.events import (
     Content,
     Event,
@@ -22,6 +22,7 @@ from mlx_qwen35.chat.events import (
     ToolCallStart,
     Usage,
 )
+from mlx_qwen35.conversations.efforts import Effort
 from mlx_qwen35.tools.tool import Call, Step
 
 CALL: list[Event] = [
@@ -105,6 +106,16 @@ def test_kept_messages_look_as_the_answer_did_when_it_ended() -> None:
     assert kept.blocks[1:3] == live.blocks()
     assert [text(block) for block in (kept.blocks[0], kept.blocks[3])] == ["Weather?", "Cold."]
     assert kept.places == [0, 1, 1, 3]
+
+
+def test_a_call_whose_id_is_none_is_shown_all_the_same() -> None:
+    function = {"name": "get_weather", "arguments": {}}
+    calls = [{"id": id, "type": "function", "function": function} for id in ([], 5, None)]
+    messages = [
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": [], "content": "5 degrees"},
+    ]
+    assert len(shown(messages, {}).blocks) == 3
 
 
 @given(st.text(alphabet="`a\n~<", max_size=40))

@@ -222,6 +222,16 @@ def test_what_nobody_answers_is_refused(
     assert tab.conversation.messages[-1]["content"].startswith("re: The user refused")
 
 
+def test_a_chat_that_is_opened_looks_as_it_did_thoughts_and_calls_with_what_they_took(tab: Tab, desk: Desk) -> None:
+    ask(tab, desk, "x", tools=True, asked=lambda turn: turn.reply("yes"))
+    live, other = tab.shown().blocks, Tab.of(desk.store)
+    other.open(tab.id)
+    assert [block.get("metadata") for block in other.shown().blocks] == [block.get("metadata") for block in live]
+    assert other.shown().blocks[1]["metadata"]["title"] == "Thought · 1 tokens"
+    copy = desk.store.branch(tab.id, 2)
+    assert desk.store.open(copy.id)[1].efforts.keys() == {1, "call_1"}
+
+
 def test_leaving_a_chat_stops_its_answer_and_keeps_it(tab: Tab, desk: Desk) -> None:
     turn = tab.begin(desk, "x", with_tools=True)
     for _ in turn.run():

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_qwen35.conversations.conversation import Conversation
+from mlx_qwen35.conversations.efforts import Effort
 from mlx_qwen35.conversations.settings import Settings
 from mlx_qwen35.errors import UserError
 
@@ -38,6 +39,24 @@ def test_messages_and_settings_survive_a_file(tmp_path: Path) -> None:
     assert loaded.settings == SETTINGS
     assert loaded.messages == MESSAGES
     assert os.listdir(tmp_path) == ["chat.json"], "a part file was left"
+
+
+def test_what_was_measured_survives_a_file_unless_its_message_went(tmp_path: Path) -> None:
+    path, efforts = tmp_path / "chat.json", {1: Effort(2.5, 40), "1": Effort(0.25)}
+    chat = Conversation(SETTINGS, list(MESSAGES), efforts={**efforts, 3: Effort(9.0), "other": Effort(9.0)})
+    chat.save(path, "demo")
+    assert Conversation.load(path).efforts == efforts
+    chat.messages = chat.messages[:1]
+    chat.save(path, "demo")
+    assert "efforts" not in json.loads(path.read_text()), "a file without any is what earlier releases wrote"
+    assert Conversation.load(path).efforts == {}
+
+
+def test_another_answer_does_not_inherit_what_the_old_one_cost() -> None:
+    chat = Conversation(SETTINGS, list(MESSAGES), efforts={1: Effort(2.5, 40)})
+    chat.messages = []
+    chat.add("Hallo", {"role": "assistant", "content": "x", "reasoning_content": "y"})
+    assert chat.efforts == {}
 
 
 def test_an_empty_conversation_survives_too(tmp_path: Path) -> None:
@@ -107,6 +126,13 @@ def saved(**changes: Any) -> str:
         (saved(settings={"max_tokens": -1}), "settings.max_tokens"),
         (saved(settings={"thinking": "yes"}), "settings.thinking"),
         (saved(settings={"preset": "wild"}), "wild"),
+        (saved(efforts={}), "efforts is not a list"),
+        (saved(efforts=[{"message": -1, "seconds": 1, "tokens": 0}]), "efforts has"),
+        (saved(efforts=[{"message": True, "seconds": 1, "tokens": 0}]), "efforts has"),
+        (saved(efforts=[{"call": [], "seconds": 1, "tokens": 0}]), "efforts has"),
+        (saved(efforts=[{"call": "1", "seconds": 10**400, "tokens": 0}]), "efforts has"),
+        (saved(efforts=[{"call": "1", "message": 1, "seconds": 1, "tokens": 0}]), "efforts has"),
+        (saved(efforts=[5]), "efforts has"),
     ],
 )
 def test_a_damaged_file_is_one_line(tmp_path: Path, content: str | bytes, expected: str) -> None:
