@@ -24,6 +24,7 @@ from mlx_qwen35.tools.tool import Verdict
 
 AT_ONCE = 16  # answers; the engine decides how many of them run
 BRANCH = "Branch from here"
+PAINTED = 7  # values of a `paint`
 
 
 @dataclass(frozen=True)
@@ -151,19 +152,23 @@ def respond(desk: Desk, tab: Tab, question: str, values: list[Any]) -> Iterator[
     finally:
         tab.end(turn)
     # Another conversation may be open here by now.
-    yield at_rest(tab) if tab.turn is turn else tuple(gr.skip() for _ in range(7))
+    yield at_rest(tab) if tab.turn is turn else _unchanged()
 
 
-class _Acts:
+def _unchanged() -> tuple[Any, ...]:
+    return tuple(gr.skip() for _ in range(PAINTED))
+
+
+class Acts:
     """What people do here. Each ends in the values of what is painted."""
 
-    def __init__(self, desk: Desk, panel: ChatPanel) -> None:
-        self._desk, self._panel = desk, panel
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
 
     def ask(self, question: str, tab: Tab, place: str, *values: Any) -> Iterator[Any]:
         tab.find(place)
         if not question.strip():
-            yield tuple(gr.skip() for _ in self._panel.painted)
+            yield _unchanged()
             return
         yield from respond(self._desk, tab, question, list(values))
 
@@ -218,7 +223,7 @@ def wire(desk: Desk, panel: ChatPanel, settings: SettingsPanel) -> list[Any]:
         "concurrency_limit": AT_ONCE,
         "concurrency_id": "answers",
     }
-    acts = _Acts(desk, panel)
+    acts = Acts(desk)
     inputs = [*where, *settings.components]
     changed = [
         panel.question.submit(acts.ask, [panel.question, *inputs], api_name="chat", **streams),

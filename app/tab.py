@@ -96,19 +96,21 @@ class Tab:
         return notice
 
     def undo(self, model: str) -> str:
-        """Take back the last question with its answer. Returns the question."""
+        """Take back the last question with its answer. Returns the question.
+
+        Raises UserError where a chat that has no other cannot be deleted, and then it stays.
+        """
         self.stop()
         if self.turn and not self.turn.messages():  # it failed, and only the page shows it
             question, self.turn = self.turn.question, None
             return question
         place, question = self.question_at(len(self.shown().blocks) - 1)
-        self.cut(place, model)
-        self._taken = []
-        if self.conversation.messages:
-            self.notice = self.keeper.keep(self.conversation, model)
-        elif self.id:
+        if not place and self.id:
             self.keeper.store.delete(self.id)
             self.keeper.part()
+        self.cut(place, model)
+        self._taken = []
+        self.notice = self.keeper.keep(self.conversation, model)
         return question
 
     def begin(self, desk: Desk, question: str, with_tools: bool) -> Turn:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mlx_qwen35.app.chat_panel import Acts
 from mlx_qwen35.app.desk import Desk
 from mlx_qwen35.app.tab import Tab
 from mlx_qwen35.app.turn import Turn
@@ -155,6 +156,27 @@ def test_undo_gives_the_question_back_and_a_chat_without_any_is_gone(tab: Tab, d
     assert tab.undo("m") == "a"
     assert (tab.id, said(tab), desk.store.listing().chats) == ("", [], ())
     assert tab.undo("m") == ""
+
+
+def test_undo_that_cannot_be_written_says_so_and_loses_nothing(tab: Tab, desk: Desk) -> None:
+    for question in ("a", "b"):
+        ask(tab, desk, question)
+    lock = desk.store.folder / ".lock"
+    lock.unlink()
+    lock.mkdir()  # which keeps even an administrator from writing
+    acts, id = Acts(desk), tab.id
+    blocks, line, box, *_ = acts.undo(tab, id)
+    assert (len(blocks), box["value"] if isinstance(box, dict) else box.value) == (2, "b")
+    assert "Not saved: Cannot write to" in line
+    # Of the last question there would be nothing left to show, so it stays where it is.
+    blocks, line, *_ = acts.undo(tab, id)
+    assert "Cannot write to" in line
+    assert "\n" not in line
+    assert said(tab) == ["a", "re: a"]
+    assert kept(desk, id) == ["a", "re: a", "b", "re: b"]
+    lock.rmdir()
+    assert acts.undo(tab, id)[0] == []
+    assert desk.store.listing().chats == ()
 
 
 def test_a_branch_ends_where_it_was_asked_for_and_leaves_its_stem(tab: Tab, desk: Desk) -> None:
