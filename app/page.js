@@ -1,12 +1,37 @@
 // What Gradio has no component for: Esc stops the answer; the address names the open chat, so that a reload finds it
-// again; on a narrow screen the list of chats does not cover the chat; Send and Stop have names.
+// again; on a narrow screen the list of chats does not cover the chat; buttons have names; until the page was told what
+// is open nothing can be set or sent, or the answer to that would undo it.
 (() => {
   "use strict";
 
+  const PATIENCE = 10_000; // milliseconds until a page that was told nothing may be used all the same
+  const SOON = 3_000; // milliseconds within which Esc stops what was sent and does not run yet
+  let sent = -Infinity;
+  let stopping = false;
+
+  const send = (event) => {
+    if (event.isComposing || event.shiftKey || !event.target.closest?.("#question")) return;
+    if (event.type === "click" ? !event.target.closest(".submit-button") : event.key !== "Enter") return;
+    if (document.body.classList.contains("loaded")) {
+      sent = performance.now();
+      stopping = false;
+    } else {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+    }
+  };
+  for (const kind of ["keydown", "keypress", "click"]) document.addEventListener(kind, send, true);
+
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
-    document.querySelector("#question .stop-button")?.click();
+    stopping = true;
+    stop();
   });
+  const stop = () => {
+    const button = document.querySelector("#question .stop-button");
+    if (stopping) button?.click();
+    stopping &&= !button && performance.now() - sent < SOON;
+  };
 
   const follow = () => {
     const place = document.querySelector("#chat-id textarea, #chat-id input");
@@ -31,8 +56,11 @@
     if (event.target.closest("#new-chat")) fold();
   });
 
-  // Gradio draws these two and names them for nobody who cannot see them.
+  // Gradio draws these and names them for nobody who cannot see them, or by what it thinks they are for.
   const name = () => {
+    for (const button of document.querySelectorAll('#conversation [aria-label="Feedback"]')) {
+      button.ariaLabel = button.title = "Branch";
+    }
     for (const [kind, text] of [["submit", "Send"], ["stop", "Stop"]]) {
       const button = document.querySelector(`#question .${kind}-button`);
       if (button && !button.ariaLabel) button.ariaLabel = text;
@@ -43,6 +71,10 @@
   const look = () => {
     follow();
     name();
+    stop();
+    if (document.querySelector("#chats label, #chats-note p") || performance.now() > PATIENCE) {
+      document.body.classList.add("loaded");
+    }
     if (!begun && document.querySelector("#chats-sidebar .toggle-button")) {
       begun = true;
       fold();

@@ -21,8 +21,8 @@ class ChatPage:
         """Load, or load again."""
         self.page.goto(self.app.url)
         self.question.wait_for()
-        # What the server has to say of the saved chats has come; it would switch back what was switched before.
-        self.page.locator("#chats label, #chats-note p").first.wait_for(state="attached")
+        # What the server has to say of the saved chats has come.
+        self.page.locator("body.loaded").wait_for()
         return self
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.browser.conftest import Open
 from tests.browser.page import ChatPage
@@ -38,7 +39,7 @@ def test_editing_a_question_asks_the_new_one_and_keeps_what_was_before_it(chat: 
 def test_a_branch_goes_on_and_the_chat_it_left_stays(chat: ChatPage, app: App) -> None:
     chat.ask("Say: trunk")
     chat.ask("Say: leaf")
-    chat.click_on_answer("Feedback", 0)
+    chat.click_on_answer("Branch", 0)
     chat.conversation.get_by_text("Branch from here").first.click()
     chat.questions.nth(1).wait_for(state="detached")
     assert chat.texts() == [("Say: trunk", "trunk")]
@@ -81,6 +82,37 @@ def test_a_reload_shows_the_same_conversation_with_its_settings(chat: ChatPage, 
     other.chats.filter(has_text="What is 12 plus 30?").first.click()
     other.wait_for_text("again")
     assert other.texts() == chat.texts()
+
+
+def test_nothing_is_set_or_sent_before_the_page_knows_what_is_open(chat: ChatPage, app: App) -> None:
+    chat.ask("Say: kept")
+    chat.page.wait_for_url("**/?chat=*")
+    held: list[Any] | None = []
+    chat.page.route("**/gradio_api/run/predict*", lambda r: r.continue_() if held is None else held.append(r))
+    chat.page.reload()
+    chat.question.wait_for()
+    chat.part("thinking").wait_for(state="attached")
+    assert not chat.part("thinking").is_visible()
+    asked = len(app.requests())
+    chat.question.fill("Say: early")
+    chat.question.press("Enter")
+    answers, held = held, None
+    for route in answers:
+        route.continue_()
+    chat.think(True)
+    chat.wait_for_texts(("Say: kept", "kept"))
+    assert chat.question.input_value() == "Say: early"
+    assert len(app.requests()) == asked
+    chat.ask("What is 12 plus 30?")
+    request = app.requests()[-1]
+    assert request["thinking"], "it was switched back"
+    assert [role for role, _ in messages(app)] == ["user", "assistant", "user"]
+    # What a thought took is there after a reload, too.
+    title = chat.folded.last.locator(".title").inner_text()
+    assert "tokens" in title
+    chat.page.reload()
+    chat.folded.wait_for()
+    assert chat.folded.last.locator(".title").inner_text() == title
 
 
 def test_chats_are_found_renamed_and_deleted(chat: ChatPage) -> None:

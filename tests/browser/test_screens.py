@@ -87,6 +87,15 @@ def test_escape_stops_an_answer(chat: ChatPage) -> None:
     assert chat.ask("Say: on") == "on"
 
 
+def test_escape_stops_what_was_only_just_sent(chat: ChatPage) -> None:
+    chat.question.fill("Say 2000 times: the model is small and ")
+    chat.question.press("Enter")
+    chat.page.keyboard.press("Escape")
+    chat.status.get_by_text("Stopped.").wait_for()
+    chat.wait_until_done()
+    assert chat.ask("Say: on") == "on"
+
+
 def test_everything_that_is_clicked_has_a_name_for_those_who_cannot_see_it(chat: ChatPage) -> None:
     chat.ask("Say: yes")
     nameless = chat.page.evaluate(
