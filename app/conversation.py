@@ -33,6 +33,7 @@ from mlx_qwen35.tools.toolbox import REFUSED, STOPPED
 
 Message = dict[str, Any]  # as the runtime takes it
 Block = dict[str, Any]  # as gr.Chatbot shows it
+SHORTEST = 0.02  # seconds; drafts may bring a short answer at once, which tells nothing of speed
 SHOWN_RESULT = 6_000  # characters of a tool's result; the model reads all of it
 
 
@@ -230,13 +231,19 @@ def status_line(answer: Answer | None) -> str:
     parts.append(f"{usage.completion_tokens:,} tokens answered")
     if usage.reasoning_tokens:
         parts[-1] += f" ({usage.reasoning_tokens:,} thinking)"
-    if usage.completion_tokens > 1 and usage.decode_seconds > 0:
-        # The first token is the prefill's work.
-        parts.append(f"{(usage.completion_tokens - 1) / usage.decode_seconds:.1f} tokens/s")
+    if measured := speed(usage):
+        parts.append(f"{measured:.1f} tokens/s")
     parts.append(f"first token after {usage.prefill_seconds:.2f} s")
     if answer.reason == "length":
         parts.append("cut at the longest allowed answer")
     return " · ".join(parts)
+
+
+def speed(usage: Usage) -> float | None:
+    """Tokens a second; None where the answer was over before anything could be measured."""
+    if usage.completion_tokens < 2 or usage.decode_seconds < SHORTEST:
+        return None
+    return (usage.completion_tokens - 1) / usage.decode_seconds  # the first token is the prefill's work
 
 
 def _block(text: str, role: str = "assistant") -> Block:

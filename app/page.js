@@ -61,6 +61,10 @@
     for (const button of document.querySelectorAll('#conversation [aria-label="Feedback"]')) {
       button.ariaLabel = button.title = "Branch";
     }
+    for (const [bar, text] of [["chats", "Chats"], ["settings", "Settings"]]) {
+      const button = document.querySelector(`#${bar}-sidebar .toggle-button`);
+      if (button) button.ariaLabel = button.title = text;
+    }
     for (const [kind, text] of [["submit", "Send"], ["stop", "Stop"]]) {
       const button = document.querySelector(`#question .${kind}-button`);
       if (button && !button.ariaLabel) button.ariaLabel = text;

@@ -14,14 +14,15 @@ import gradio as gr
 import mlx.core as mx
 
 from mlx_qwen35.app.backend import ServerBackend
-from mlx_qwen35.app.conversation import Answer
+from mlx_qwen35.app.conversation import Answer, speed
 from mlx_qwen35.app.desk import Backend, Desk
+from mlx_qwen35.app.pulse import LIVELY
 from mlx_qwen35.app.tab import Tab
 from mlx_qwen35.hub.machine import this_machine
 from mlx_qwen35.hub.progress import gigabytes
 from mlx_qwen35.models import fit
 
-LIVELY, SELDOM = 0.25, 1.5  # seconds between two looks, while an answer runs and else
+SELDOM = 1.5  # seconds between two looks where no answer runs
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def strip(desk: Desk, tab: gr.State) -> gr.Markdown:
 
     def look(tab: Tab, pace: Pace) -> tuple[Any, Any]:
         turn = tab.turn
+        if turn:
+            turn.pulse.beat(time.monotonic())
         figures = figures_of(desk.runtime, turn.answer if turn else None, pace, limit)
         text, lively = as_html(figures), bool(turn and turn.running)
         repaint = text if text != pace.shown else gr.skip()
@@ -86,7 +89,7 @@ def figures_of(backend: Backend, answer: Answer | None, pace: Pace, limit: int |
     """What is known, in the order in which it is shown. limit: bytes that a model may use, where known"""
     stats = backend.stats()
     found = []
-    if answer is not None and answer.usage is None:
+    if answer is not None and answer.usage is None and answer.reason is None:
         pace.see(answer, stats)
         found = _running(answer, pace, stats, backend.context)
     elif answer is not None and answer.usage is not None:
@@ -98,12 +101,12 @@ def _running(answer: Answer, pace: Pace, stats: Any, context: int | None) -> lis
     found, prefill = [], answer.prefill
     total = prefill.total if prefill else 0
     if prefill is not None and prefill.done < total:
-        speed = getattr(stats, "prefill_speed", 0.0)
+        reading = getattr(stats, "prefill_speed", 0.0)
         found.append(Figure(f"{prefill.done:,}", f"of {total:,} tokens read", "The prompt", prefill.done / total))
-        if speed:
-            found.append(Figure(f"{speed:,.0f}", "tokens/s", "Reading the prompt"))
-    elif speed := pace.speed(answer):
-        found.append(Figure(f"{speed:.1f}", "tokens/s", "Speed of this answer so far"))
+        if reading:
+            found.append(Figure(f"{reading:,.0f}", "tokens/s", "Reading the prompt"))
+    elif so_far := pace.speed(answer):
+        found.append(Figure(f"{so_far:.1f}", "tokens/s", "Speed of this answer so far"))
     if prefill is not None and total:
         found.append(_reused(prefill.cached, total))
         found.append(_context(total + pieces(answer), context))
@@ -114,9 +117,8 @@ def _running(answer: Answer, pace: Pace, stats: Any, context: int | None) -> lis
 def _ended(answer: Answer, context: int | None) -> list[Figure]:
     usage, found = answer.usage, []
     assert usage is not None
-    if usage.completion_tokens > 1 and usage.decode_seconds > 0:
-        speed = (usage.completion_tokens - 1) / usage.decode_seconds
-        found.append(Figure(f"{speed:.1f}", "tokens/s", "Speed of the last answer"))
+    if measured := speed(usage):
+        found.append(Figure(f"{measured:.1f}", "tokens/s", "Speed of the last answer"))
     if usage.prompt_tokens:
         found.append(_reused(usage.cached_tokens, usage.prompt_tokens, usage.cache_note))
         found.append(_context(usage.prompt_tokens + usage.completion_tokens, context))

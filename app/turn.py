@@ -14,6 +14,7 @@ from typing import Any
 
 from mlx_qwen35.app.conversation import Answer, Block, Message, trouble_block
 from mlx_qwen35.app.desk import Backend, Desk
+from mlx_qwen35.app.pulse import Pulse
 from mlx_qwen35.chat.events import Finished
 from mlx_qwen35.conversations.efforts import Effort, Efforts
 from mlx_qwen35.errors import UserError
@@ -23,8 +24,6 @@ from mlx_qwen35.tools.pump import EventPump
 from mlx_qwen35.tools.tool import Call, Step, Tool, Verdict
 from mlx_qwen35.tools.toolbox import Toolbox
 
-REPAINT = 0.05  # seconds; the eye sees no more
-REPAINT_CHARACTERS = 20_000  # painted in a second at most: a browser that cannot keep up falls behind for good
 IDLE = 1.0  # seconds between two repaints where nothing changes, so that a page that was left is noticed
 APPROVAL_SECONDS = 600.0  # what nobody answers is refused
 DEFECT = "The program failed at this; its terminal shows where. The conversation goes on without it."
@@ -43,12 +42,14 @@ class Turn:
     trouble: one line, where it failed   asked: the call that waits for `reply`
     kept: what was said stands in the conversation now, which changes under `keeping`
     allowed: names of tools that are not asked about; "always" adds to it
+    pulse: to be told when the page looks at the figures
     """
 
     def __init__(self, desk: Desk, request: ChatRequest, question: str, with_tools: bool, allowed: set[str]) -> None:
         self.question, self.trouble = question, ""
         self.answers: list[Answer] = []
         self.asked: Call | None = None
+        self.pulse = Pulse()
         self.model, self.kept = desk.runtime.name, False
         self.keeping = threading.Lock()
         self._desk, self._allowed = desk, allowed
@@ -75,8 +76,7 @@ class Turn:
                 elif self.asked and now - self._asked_at > APPROVAL_SECONDS:
                     self.reply("no")
                 seen = self._characters + self.answer.characters
-                rest = max(REPAINT, seen / REPAINT_CHARACTERS) if changed else IDLE
-                if now - painted >= rest:
+                if now - painted >= (self.pulse.rest(painted, seen) if changed else IDLE):
                     painted, changed = now, False
                     yield
         except UserError as error:

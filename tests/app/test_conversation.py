@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,4 +152,6 @@ def test_the_status_line_counts_what_was_done() -> None:
     line = status_line(answer_to(Content("x"), Finished("length", usage)))
     for part in ("1,200 prompt tokens", "101 tokens answered (40 thinking)", "50.0 tokens/s", "0.50 s", "cut"):
         assert part in line
+    short = replace(usage, decode_seconds=0.0003)
+    assert "tokens/s" not in status_line(answer_to(Content("x"), Finished("stop", short)))
     assert "512 of 2,048" in status_line(answer_to(PrefillProgress(512, 2048)))

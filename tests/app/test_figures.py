@@ -67,6 +67,12 @@ def test_what_is_not_known_is_not_shown() -> None:
     assert shown(None, active_bytes=5_000_000) == {"memory": "5.0 MB"}
 
 
+def test_an_answer_that_was_stopped_is_not_shown_as_if_it_went_on() -> None:
+    answer = answer_of(PrefillProgress(512, 2048, 128))
+    answer.stop()
+    assert shown(answer, active_bytes=5_000_000) == {"memory": "5.0 MB"}
+
+
 def test_while_the_prompt_is_read_its_progress_is_shown() -> None:
     reading = shown(answer_of(PrefillProgress(512, 2048, 128)), prefill_speed=900.0)
     assert reading["of 2,048 tokens read"] == "512"
