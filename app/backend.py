@@ -58,6 +58,7 @@ class ServerBackend:
         self._stats, self._stats_at = RemoteStats(), float("-inf")
         self.entries: Sequence[Mapping[str, Any]] = ()
         self.name = ""
+        self.away = False  # when it was last looked for
         self.refresh()
 
     @property
@@ -132,9 +133,9 @@ class ServerBackend:
             self._stats_at = now
             try:
                 with self._client.open("GET", "//metrics") as reply:
-                    self._stats = _memory_in(reply.text())
-            except ServerError:
-                self._stats = RemoteStats()
+                    self._stats, self.away = _memory_in(reply.text()), False
+            except ServerError as error:
+                self._stats, self.away = RemoteStats(), error.status == 0
         return self._stats
 
     def machine(self) -> Machine | None:

@@ -71,11 +71,29 @@
     }
   };
 
+  // What was typed outlives a reload; when its server was gone and is back, Gradio reloads by itself.
+  const keep = () => {
+    const box = document.querySelector("#question textarea");
+    if (!box || !document.body.classList.contains("loaded")) return;
+    try {
+      if (keep.begun) {
+        window.sessionStorage.setItem("typed", box.value);
+      } else if (!box.value && window.sessionStorage.getItem("typed")) {
+        box.value = window.sessionStorage.getItem("typed");
+        box.dispatchEvent(new Event("input", { bubbles: true }));
+      }
+    } catch {
+      // The browser keeps nothing for pages.
+    }
+    keep.begun = true;
+  };
+
   let begun = false;
   const look = () => {
     follow();
     name();
     stop();
+    keep();
     if (document.querySelector("#chats label, #chats-note p") || performance.now() > PATIENCE) {
       document.body.classList.add("loaded");
     }

@@ -94,7 +94,7 @@ def figures_of(backend: Backend, answer: Answer | None, pace: Pace, limit: int |
         found = _running(answer, pace, stats, backend.context)
     elif answer is not None and answer.usage is not None:
         found = _ended(answer, backend.context)
-    return [*found, *_memory(stats, limit)]
+    return [*found, *_memory(stats, limit), *_away(backend)]
 
 
 def _running(answer: Answer, pace: Pace, stats: Any, context: int | None) -> list[Figure]:
@@ -152,6 +152,14 @@ def _memory(stats: Any, limit: int | None) -> list[Figure]:
         return [Figure(gigabytes(used), "memory", "Of the model and its caches")]
     says = f"{gigabytes(used)} of the {gigabytes(limit)} that a model may use on this machine"
     return [Figure(f"{gigabytes(used)} of {gigabytes(limit)}", "memory", says, min(1.0, used / limit))]
+
+
+def _away(backend: Backend) -> list[Figure]:
+    """Until it is back, which needs nothing to be done here."""
+    if not (isinstance(backend, ServerBackend) and backend.away):
+        return []
+    says = "It is looked for every few seconds; the conversation goes on where it was"
+    return [Figure("⚠️", f"the server at {backend.host} does not answer; looking for it", says)]
 
 
 def memory_limit(backend: Backend) -> int | None:

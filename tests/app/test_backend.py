@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mlx_qwen35.app.backend import ServerBackend
 from mlx_qwen35.app.chunks import Chunks
+from mlx_qwen35.app.strip import Pace, as_html, figures_of
 from mlx_qwen35.chat.events import (
     Content,
     Event,
@@ -139,9 +140,13 @@ def test_a_server_that_went_gives_one_line_and_one_that_came_back_answers(runtim
     with pytest.raises(ServerError, match="does not answer: connection refused") as refusal:
         list(backend.chat(asked))
     assert "\n" not in str(refusal.value)
+    pace = Pace()
+    assert "does not answer; looking for it" in as_html(figures_of(backend, None, pace, None))
     with running(runtime, Settings(grace_seconds=0), "another", port=port):
         assert isinstance(list(backend.chat(asked))[-1], Finished)
         assert backend.name == "another"
+        backend._stats_at = float("-inf")  # else it would be looked for in two seconds
+        assert [figure.unit for figure in figures_of(backend, None, pace, None)] == ["memory"]
 
 
 def test_a_wrong_key_and_a_refused_request_are_one_line(server: RunningServer, backend: ServerBackend) -> None:

@@ -27,9 +27,13 @@ def test_a_page_and_its_conversation_survive_a_restart_of_the_server(open_page: 
     chat.question.press("Enter")
     # What the page says then is Gradio's; that it says something is what counts, and that nothing is lost.
     chat.page.locator(".toast-wrap, .toast-body, #status:has-text('⚠️'), .error").first.wait_for()
-    own_app.start(own_app.port)
-    chat.page.reload()
+    chat.question.fill("typed meanwhile")
+    # A reload that nobody asked for: Gradio looks for its server, and the page finds its conversation again.
+    with chat.page.expect_navigation(timeout=120_000):
+        own_app.start(own_app.port)
+    chat.page.locator("body.loaded").wait_for()
     chat.wait_for_texts(("Say: before", "before"))
+    chat.page.wait_for_function("() => document.querySelector('#question textarea').value === 'typed meanwhile'")
     chat.ask("Say: after")
     chat.wait_for_texts(("Say: before", "before"), ("Say: after", "after"))
     roles = [message["role"] for message in own_app.requests()[-1]["messages"]]
