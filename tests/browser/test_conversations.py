@@ -120,6 +120,7 @@ def test_chats_are_found_renamed_and_deleted(chat: ChatPage) -> None:
     chat.part("new-chat").click()
     chat.questions.first.wait_for(state="detached")
     chat.ask("Say: nothing of birds")
+    chat.chats.filter(has_text="nothing of birds").wait_for()  # the list follows the answer
     chat.field("search-chats").fill("heron reeds")
     chat.chats.filter(has_text="nothing of birds").wait_for(state="detached")
     assert chat.chats.count() == 1
