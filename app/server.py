@@ -15,6 +15,7 @@ from mlx_qwen35.access import url_of
 from mlx_qwen35.app.backend import ServerBackend
 from mlx_qwen35.app.door import Door, bind
 from mlx_qwen35.app.loading import Loading
+from mlx_qwen35.ending import ended_in_order
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.hub.catalog import last_used
 from mlx_qwen35.hub.names import DEMO
@@ -60,8 +61,7 @@ def serve(
             if open_browser and _has_display():
                 webbrowser.open(url)
 
-        # uvicorn hands on the interrupt that ended it.
-        with contextlib.suppress(KeyboardInterrupt):
+        with ended_in_order():
             Server(make_app(desk, door), ready).run(sockets=[listener])
 
 

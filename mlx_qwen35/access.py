@@ -43,7 +43,8 @@ def read_secrets(what: str, given: Sequence[str], files: Sequence[Path], variabl
         try:
             lines = path.expanduser().read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the {what} in {path}: {type(error).__name__}.") from None
+            reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"Cannot read the {what} in {path}: {reason}. Give a file with one a line.") from None
         found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise ConfigError(f"{path} holds no {what}; write one a line.")

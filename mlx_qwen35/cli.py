@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.errors import UserError
@@ -35,9 +35,6 @@ from mlx_qwen35.terminal.loading import load_asked
 from mlx_qwen35.terminal.planning import add_plan_options, run_plan
 from mlx_qwen35.terminal.safe_text import safe
 from mlx_qwen35.terminal.serve_arguments import add_cache_options, add_serve_options, rules_of
-
-if TYPE_CHECKING:
-    pass
 
 FOUND_WRONG, DEFECT, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 MAX_TOOLS_BYTES = 16 << 20

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each layer may import itself and what stands before it.
 LAYERS = [
     "errors options blas columns loopback",
-    "requests hub chat access openai_client",
+    "requests hub chat access ending openai_client",
     "conversations",
     "metal_kernels",
     "caches",
@@ -34,7 +34,7 @@ LAYERS = [
     "terminal app server",
     "cli",
 ]
-WITHOUT_MLX = "hub chat conversations errors options blas columns loopback requests access openai_client"
+WITHOUT_MLX = "hub chat conversations errors options blas columns loopback requests access ending openai_client"
 NEVER = {"torch", "cv2", "transformers", "convert", "app", "metal_kernels"}
 
 

@@ -34,6 +34,7 @@ EXACT = (ExactKV, ExactQuantizedKV)
 STATE_LAYOUT = 1  # changes whenever segments or checkpoints mean something else
 MAX_PREFIX_BYTES = 8 * GIB
 BUFFER_CACHE = GIB  # bytes MLX may keep of freed buffers
+LITTLE_ROOM = 256 << 20  # bytes free on a disk below which people are told that it keeps little
 
 
 def start_engine(
@@ -102,17 +103,29 @@ def _open_disk(name: str, layouts: Layouts, options: CacheOptions, warn: Callabl
             daily_write_budget=options.disk_bytes_a_day,
             warn=warn,
         )
-    except (OSError, UserError) as error:
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        place = error.filename or options.disk
+        warn(f"Prefixes are kept in memory only: {place}: {reason}. --disk names another folder.")
+        return None
+    except UserError as error:
         warn(f"Prefixes are kept in memory only: {error}")
         return None
+    if (free := _free_bytes(options.disk)) < LITTLE_ROOM:
+        warn(f"Prefix cache: the disk of {options.disk} has {free / 1e6:.0f} MB left, of which at most half is used.")
     return DiskTree(store, layouts)
 
 
 def _disk_budget(folder: Path, wanted: int) -> int:
     """Bytes on disk: what was asked for, or half of what is free there if that is less."""
-    existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
     held = sum(f.stat().st_size for f in folder.glob("*/*") if f.is_file()) if folder.is_dir() else 0
-    return min(wanted, held + shutil.disk_usage(existing).free // 2)
+    return min(wanted, held + _free_bytes(folder) // 2)
+
+
+def _free_bytes(folder: Path) -> int:
+    """On the disk that `folder` is on, or will be."""
+    existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
+    return shutil.disk_usage(existing).free
 
 
 def _bound_mlx(cache_bytes: int) -> None:

@@ -75,5 +75,5 @@ def typed(body: dict[str, Any], kind: type[T]) -> T:
         found = PLACE.match(str(error))
         what, place = found.groups() if found else (str(error), "")
         if not place and (missing := re.search(r"field `(\w+)`", what)):
-            place = missing.group(1)
+            place, what = missing.group(1), "it is missing"
         raise Refused(400, f"{place or 'body'}: {what.replace('`', '')}.", param=place or None) from None

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_qwen35.access import LONGEST_SECRET, read_secrets, url_of
+from mlx_qwen35.ending import ended_in_order
 from mlx_qwen35.errors import ConfigError
 from mlx_qwen35.loopback import is_loopback
 from mlx_qwen35.runtime import Runtime
@@ -53,8 +54,7 @@ def serve(
                 flush=True,
             )
 
-        # uvicorn hands on the interrupt that ended it.
-        with contextlib.suppress(KeyboardInterrupt):
+        with ended_in_order():
             Server(App(served, settings), ready).run(sockets=[listener])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mlx_qwen35.terminal.arguments import Parser, add_toolbox_option, between
+from mlx_qwen35.terminal.arguments import Parser, add_toolbox_option, between, own_name
 
 
 def add_app_options(parser: Parser) -> None:
@@ -40,5 +40,10 @@ def add_app_options(parser: Parser) -> None:
         help="passwords, one a line, as is MLX_QWEN35_APP_PASSWORD in the environment; with --host one is needed",
     )
     who.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="answer under this name too (repeatable)"
+        "--allow-host",
+        action="append",
+        default=[],
+        type=own_name,
+        metavar="NAME",
+        help="answer under this name too (repeatable)",
     )

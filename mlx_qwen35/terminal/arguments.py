@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from mlx_qwen35.chat import presets
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.cache import prefix_folder
+from mlx_qwen35.loopback import name_of
 from mlx_qwen35.options import DRAFTS, KV_BITS, PLAIN, CacheOptions, Draft, Sampling
 
 
@@ -113,6 +114,7 @@ def add_model_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--disk",
+        type=filled,
         metavar="FOLDER",
         help="where what was computed of texts outlives the program, or none (mlx-qwen35/prefixes in the cache folder)",
     )
@@ -134,6 +136,21 @@ def add_toolbox_option(parser: Parser) -> None:
         metavar="NAMES",
         help="calc,clock,files:FOLDER,mcp:FILE (repeatable)",
     )
+
+
+def filled(text: str) -> str:
+    """An argument that may not be empty, as a variable that is not set would leave it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
+def own_name(text: str) -> str:
+    """A name as it stands in a Host header, without a port, in lower case."""
+    name = name_of(text)
+    if not name or name != text.strip("[]").lower():
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no name; give it as in mac.local, without http:// and port")
+    return name
 
 
 def kv_bits(text: str) -> int:

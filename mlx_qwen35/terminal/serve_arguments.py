@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlx_qwen35.chat.canonical import RULES
-from mlx_qwen35.terminal.arguments import Parser, between
+from mlx_qwen35.terminal.arguments import Parser, between, filled, own_name
 
 
 def add_serve_options(parser: Parser) -> None:
@@ -17,13 +18,13 @@ def add_serve_options(parser: Parser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (127.0.0.1)")
     parser.add_argument("--port", type=between(int, 0, 65535), default=8080, metavar="N", help="port (8080); 0 is any")
-    _add_several(parser, "--alias", "NAME", "another name of the model for clients (repeatable)")
+    _add_several(parser, "--alias", "NAME", "another name of the model for clients (repeatable)", type=filled)
     who = parser.add_argument_group("who may ask")
     unseen = "as does MLX_QWEN35_API_KEY in the environment, which other users of this computer cannot see (repeatable)"
     _add_several(who, "--api-key", "KEY", unseen)
     _add_several(who, "--api-key-file", "FILE", "keys, one a line", type=Path)
-    _add_several(who, "--allow-host", "NAME", "answer under this name too")
-    _add_several(who, "--allow-origin", "URL", "pages from there may ask, such as http://localhost:3000")
+    _add_several(who, "--allow-host", "NAME", "answer under this name too", type=own_name)
+    _add_several(who, "--allow-origin", "URL", "pages from there may ask, such as http://localhost:3000", type=_origin)
     limits = parser.add_argument_group("limits")
     limits.add_argument("--batch", type=between(int, 1, 256), metavar="N", help="answers computed at a time (16)")
     limits.add_argument(
@@ -65,6 +66,19 @@ def add_cache_options(parser: Parser) -> None:
 def rules_of(args: Namespace) -> tuple[str, ...]:
     """The rules of chat/canonical.py that `--as-sent` leaves on."""
     return tuple(rule for rule in RULES if rule not in args.as_sent and "all" not in args.as_sent)
+
+
+def _origin(text: str) -> str:
+    """As browsers send it: a scheme, a host and perhaps a port, in lower case."""
+    try:
+        parts = urlsplit(text.lower())
+        port = "" if parts.port is None else f":{parts.port}"
+        origin = f"{parts.scheme}://{parts.hostname}{port}"
+    except ValueError:
+        origin = ""
+    if origin != text.lower().removesuffix("/").replace("[", "").replace("]", "") or not parts.hostname:
+        raise ArgumentTypeError(f"{text[:80]!r} is no origin; give scheme and host, such as http://localhost:3000")
+    return text.lower().removesuffix("/")
 
 
 def _add_as_sent(parser: Parser) -> None:

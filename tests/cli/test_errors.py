@@ -49,6 +49,13 @@ def complaint(done) -> str:
         (["chat"], "The prompt is empty"),
         (["generate", "hi", "--tools", "no-such-file.json"], "Cannot read no-such-file.json"),
         (["generate", "hi", "--model", "27bb"], "Did you mean 27b"),
+        (["serve", "demo", "--allow-origin", "localhost:3000"], "--allow-origin: 'localhost:3000' is no origin; give"),
+        (["serve", "demo", "--allow-origin", "http://pages/chat"], "'http://pages/chat' is no origin"),
+        (["serve", "demo", "--allow-host", "http://mac.local"], "--allow-host: 'http://mac.local' is no name; give"),
+        (["serve", "demo", "--allow-host", "mac.local:8080"], "'mac.local:8080' is no name"),
+        (["serve", "demo", "--alias", ""], "--alias: it is empty"),
+        (["serve", "demo", "--disk", ""], "--disk: it is empty"),
+        (["serve", "demo", "--api-key-file", "no-such-keys"], "Cannot read the key in no-such-keys: no such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
