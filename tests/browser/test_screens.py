@@ -100,7 +100,7 @@ def test_everything_that_is_clicked_has_a_name_for_those_who_cannot_see_it(chat:
     chat.ask("Say: yes")
     nameless = chat.page.evaluate(
         """[...document.querySelectorAll('button, input, textarea, [role=button]')]
-            .filter(e => e.checkVisibility() && e.type !== 'hidden' && e.type !== 'file')
+            .filter(e => e.checkVisibility({visibilityProperty: true}) && e.type !== 'hidden' && e.type !== 'file')
             .filter(e => !(e.innerText || e.ariaLabel || e.title || e.placeholder ||
                            [...(e.labels || [])].some(label => label.innerText.trim())))
             .map(e => e.outerHTML.slice(0, 200))"""
