@@ -25,11 +25,11 @@ def places(sampler: Sampler, prompt: mx.array, answer: mx.array, drafts: mx.arra
 
     prompt, answer: ids so far, [n] each   drafts: [depth]; penalties see those before a place
     """
-    keys = sampler.keys(depth + 1)
+    lots = sampler.lots(depth + 1)
     if drafts is None or not sampler.counts_tokens:
-        return [Place(sampler, prompt, answer, key) for key in keys]
+        return [Place(sampler, prompt, answer, lot) for lot in lots]
     told = drafts.astype(mx.uint32)
-    return [Place(sampler, prompt, mx.concatenate([answer, told[:i]]), key) for i, key in enumerate(keys)]
+    return [Place(sampler, prompt, mx.concatenate([answer, told[:i]]), lot) for i, lot in enumerate(lots)]
 
 
 def accepted(drafts: Sequence[int], drawn: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,26 +37,26 @@ class Sampler:
         self.sampling = sampling
         self.known_tokens = known_tokens
         self._bias = _bias_vector(logit_bias, known_tokens)
-        self._key = mx.random.key(int.from_bytes(os.urandom(4)) if seed is None else seed % 2**64)
+        # On the host: a draw needs one number, which was 30 operations on the device, for each row of a batch.
+        self._random = random.Random(None if seed is None else seed % 2**64)
+        self._lots: list[float] = []
 
     def __call__(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
         """logits: [1, V] -> the next token, [1].   prompt, answer: ids so far, [n] each"""
-        return self._draw(self._penalised(logits, prompt, answer))
+        token = draw([Place(self, prompt, answer, self.lots(1)[0])], logits)
+        self.spend(1)
+        return token
 
-    def keys(self, draws: int) -> list[mx.array]:
-        """The random keys of the next draws, which stay the next ones until they are spent."""
-        if not self.sampling.temperature:
-            return [self._key] * draws  # nobody looks at them
-        keys, state = [], self._key
-        for _ in range(draws):
-            state, key = mx.random.split(state)
-            keys.append(key)
-        return keys
+    def lots(self, draws: int) -> list[float]:
+        """What decides the next draws, each in [0, 1). They stay the next ones until they are spent."""
+        while len(self._lots) < draws:
+            self._lots.append(self._random.random())
+        return self._lots[:draws]
 
     def spend(self, draws: int) -> None:
         """So many draws came to stay."""
-        for _ in range(draws if self.sampling.temperature else 0):
-            self._key = mx.random.split(self._key)[0]
+        self.lots(draws)
+        del self._lots[:draws]
 
     @property
     def counts_tokens(self) -> bool:
@@ -65,20 +65,11 @@ class Sampler:
         return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether a draw depends on the logits' filters alone, so that rows with equal options are filtered at once."""
-        return not self.counts_tokens and self._bias is None
+    def bias(self) -> mx.array | None:
+        """What is added to logits, [1, V]."""
+        return self._bias
 
-    def _draw(self, logits: mx.array) -> mx.array:
-        if self.sampling.temperature == 0:
-            return mx.argmax(logits, axis=-1)
-        return self._categorical(self._filtered(logits))
-
-    def _categorical(self, logprobs: mx.array) -> mx.array:
-        self._key, key = mx.random.split(self._key)
-        return mx.random.categorical(logprobs, key=key)
-
-    def _penalised(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
+    def penalised(self, logits: mx.array, prompt: mx.array, answer: mx.array) -> mx.array:
         s, lm = self.sampling, _sample_utils()
         logits = logits[:, : self.known_tokens].astype(mx.float32)
         if self._bias is not None:
@@ -92,7 +83,13 @@ class Sampler:
             logits = lm.make_frequency_penalty(s.frequency_penalty, WHOLE)(answer, logits)
         return logits
 
-    def _filtered(self, logits: mx.array) -> mx.array:
+    def drawn(self, logits: mx.array, lots: Sequence[float]) -> mx.array:
+        """Tokens of this sampler's kind, one for each row: filters, then a lot each.   logits: [n, V] -> [n]"""
+        if self.sampling.temperature == 0:
+            return mx.argmax(logits, axis=-1)
+        return _pick(self.filtered(logits), lots)
+
+    def filtered(self, logits: mx.array) -> mx.array:
         """Log-probabilities at the temperature, up to a constant, with what the filters exclude at -inf."""
         s, lm = self.sampling, _sample_utils()
         logprobs = logits / s.temperature
@@ -109,34 +106,41 @@ class Sampler:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where in an answer a token is drawn.   prompt, answer: ids before it, [n] each   key: see `Sampler.keys`"""
+    """Where in an answer a token is drawn.   prompt, answer: ids before it, [n] each   lot: see `Sampler.lots`"""
 
     sampler: Sampler
     prompt: mx.array
     answer: mx.array
-    key: mx.array
+    lot: float
 
 
 def draw(places: Sequence[Place], logits: mx.array) -> mx.array:
-    """A token for each place.   logits: [n, V] -> [n]. Spends no keys."""
-    samplers = [place.sampler for place in places]
+    """A token for each place.   logits: [n, V] -> [n]. Spends no lots."""
+    samplers, lots = [place.sampler for place in places], [place.lot for place in places]
     first = samplers[0]
-    if all(s.is_plain and (s.sampling, s.known_tokens) == (first.sampling, first.known_tokens) for s in samplers):
-        shaped = first._penalised(logits, places[0].prompt, places[0].answer)
-        if first.sampling.temperature == 0:
-            return mx.argmax(shaped, axis=-1)
-        shaped = first._filtered(shaped)
-        drawn = [mx.random.categorical(shaped[i : i + 1], key=place.key) for i, place in enumerate(places)]
-    else:
-        drawn = [_draw_one(place, logits[i : i + 1]) for i, place in enumerate(places)]
-    return drawn[0] if len(drawn) == 1 else mx.concatenate(drawn)
+    if all(_are_alike(first, other) for other in samplers):
+        logits = logits[:, : first.known_tokens].astype(mx.float32)
+        if any(sampler.bias is not None for sampler in samplers):
+            none = mx.zeros((1, first.known_tokens))
+            logits = logits + mx.concatenate([none if s.bias is None else s.bias for s in samplers])
+        return first.drawn(logits, lots)
+    rows = [p.sampler.penalised(logits[i : i + 1], p.prompt, p.answer) for i, p in enumerate(places)]
+    return mx.concatenate([s.drawn(row, [lot]) for s, row, lot in zip(samplers, rows, lots)])
 
 
-def _draw_one(place: Place, logits: mx.array) -> mx.array:
-    shaped = place.sampler._penalised(logits, place.prompt, place.answer)
-    if place.sampler.sampling.temperature == 0:
-        return mx.argmax(shaped, axis=-1)
-    return mx.random.categorical(place.sampler._filtered(shaped), key=place.key)
+def _are_alike(one: Sampler, other: Sampler) -> bool:
+    """Whether both may draw at once: neither counts tokens, and their filters are the same."""
+    same = (one.sampling, one.known_tokens) == (other.sampling, other.known_tokens)
+    return same and not one.counts_tokens and not other.counts_tokens
+
+
+def _pick(logprobs: mx.array, lots: Sequence[float]) -> mx.array:
+    """The token in whose share of the whole a lot falls.   logprobs: [n, V], up to a constant each -> [n]"""
+    shares = mx.cumsum(mx.softmax(logprobs, axis=-1, precise=True), axis=-1)
+    whole = shares[:, -1:]
+    passed = (shares <= mx.array(lots)[:, None] * whole).sum(axis=-1)
+    # Rounded, a lot may reach the whole; beyond the last token that has a share, nothing may be drawn.
+    return mx.minimum(passed, (shares < whole).sum(axis=-1)).astype(mx.uint32)
 
 
 @functools.cache

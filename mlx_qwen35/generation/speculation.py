@@ -188,4 +188,4 @@ def _place(row: Row, told: Sequence[mx.array]) -> Place:
     sampler, answer = row.sampler, row.answer
     if told and sampler.counts_tokens:
         answer = mx.concatenate([answer, *(token.astype(mx.uint32) for token in told)])
-    return Place(sampler, row.prompt, answer, sampler.keys(len(told) + 1)[-1])
+    return Place(sampler, row.prompt, answer, sampler.lots(len(told) + 1)[-1])

@@ -62,7 +62,7 @@ def speculative(sampling: Sampling, seed: int, tokens: int, depth: int, accept=a
         drafts: list[int] = []
         for i in range(depth):
             told = [*answer, *drafts]
-            place = Place(sampler, PROMPT, ids(told), sampler.keys(i + 1)[-1])
+            place = Place(sampler, PROMPT, ids(told), sampler.lots(i + 1)[-1])
             drafts.append(int(draw([place], rows(drafter, [told])).item()))
         wanted = places(sampler, PROMPT, ids(answer), ids(drafts) if drafts else None, depth)
         drawn = draw(wanted, rows(trunk, [[*answer, *drafts[:i]] for i in range(depth + 1)])).tolist()

@@ -69,7 +69,7 @@ def test_rows_drawn_together_are_drawn_as_alone(sampling: Sampling) -> None:
     rows = mx.concatenate([LOGITS, LOGITS[:, ::-1], LOGITS * 0.1])
     for seed in range(20):
         samplers = [Sampler(sampling, KNOWN, seed + i) for i in range(3)]
-        together = draw([Place(s, NONE, NONE, s.keys(1)[0]) for s in samplers], rows)
+        together = draw([Place(s, NONE, NONE, s.lots(1)[0]) for s in samplers], rows)
         alone = [Sampler(sampling, KNOWN, seed + i)(rows[i : i + 1], NONE, NONE).item() for i in range(3)]
         assert together.tolist() == alone
 

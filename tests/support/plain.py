@@ -55,18 +55,15 @@ class _Replayed(Sampler):
 
     behind: mx.array  # [V]
 
-    def _draw(self, logits: mx.array) -> mx.array:
+    def drawn(self, logits: mx.array, lots: Sequence[float]) -> mx.array:
+        found = super().drawn(logits, lots)
         if self.sampling.temperature == 0:
             self.behind = (logits.max() - logits)[0]
-        return super()._draw(logits)
-
-    def _categorical(self, logprobs: mx.array) -> mx.array:
-        # MLX draws the token in whose share of the summed probabilities a uniform number falls.
-        number = mx.random.uniform(shape=(1,), key=mx.random.split(self._key)[1])
-        above = mx.cumsum(mx.softmax(logprobs[0], axis=-1))
+            return found
+        # The token is drawn in whose share of the summed probabilities the lot falls.
+        above = mx.cumsum(mx.softmax(self.filtered(logits)[0], axis=-1))
         below = mx.concatenate([mx.zeros(1), above[:-1]])
-        self.behind = 100 * mx.maximum(0, mx.maximum(below - number, number - above))
-        drawn = super()._categorical(logprobs)
+        self.behind = 100 * mx.maximum(0, mx.maximum(below - lots[0], lots[0] - above))
         # Up to the rounding of a sum over the vocabulary.
-        assert self.behind[drawn].item() <= 1e-3, "this is not how MLX draws"  # pyright: ignore
-        return drawn
+        assert self.behind[found].item() <= 1e-3, "this is not how tokens are drawn"  # pyright: ignore
+        return found
