@@ -1,26 +1,30 @@
 """How many drafts pay: acceptance seen so far, against the seconds that steps of each depth took on this machine.
 
 Plain decode is the measure. A depth is chosen where the tokens it is expected to bring per second are more than plain
-decode's by a margin; otherwise none is, and now and then a few steps try again. Knows no model and reads no clock.
+decode's by a margin; otherwise none is, and now and then a few steps try again. What is expected may be wrong, so an
+account is kept of what drafts really brought: once they have cost a small part of the time, they have to wait. Knows
+no model and reads no clock.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mlx_qwen35.options import MOST_DRAFTS
 
-MARGIN = 1.03  # of the speed expected, over plain decode's; below, noise decides
+MARGIN = 1.08  # of the speed expected, over plain decode's, to begin; below, noise decides
+STAYING = 1.02  # the same to go on
+LOSS = 0.02  # of the time of decoding: what drafts may cost in the long run where they do not pay
+CREDIT = 8.0  # plain steps' time: what drafts may cost at once, gains before it or not
 DECAY = 0.95  # of what a sequence showed, per draft: some thirty drafts are remembered
 PRIOR_WEIGHT = 3.0  # drafts that all sequences together count for at the beginning of one
 FIRST_CHANCE = 0.6  # of a draft to be accepted, before any was
 FIRST_COST = 0.1  # of a plain step's time, a draft, before any step was measured
 MEASURED = 3  # steps before a depth's time is believed; the first is not counted, it pays for what is made once
-REMEMBERED = 9  # steps whose median is a depth's time
-PLAIN_EVERY = 64  # steps with drafts until a plain one measures again what it costs
+REMEMBERED = 9  # steps whose lower quartile is a depth's time: what else the machine does only adds
+PLAIN_EVERY = 32  # steps with drafts until a plain one measures again what it costs
 PROBE_EVERY, PROBE_LATEST = 64, 1024  # plain steps until drafts are tried again; doubles while they do not pay
 PROBE_STEPS = 4
 
@@ -59,8 +63,8 @@ class Costs:
     """Seconds of decode steps, by the number of rows, what the drafts came from, and the deepest of them."""
 
     def __init__(self) -> None:
-        self._seconds: dict[Hashable, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
-        self._steps: dict[Hashable, int] = defaultdict(int)
+        self._seconds: dict[tuple[int, str, int], deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._steps: dict[tuple[int, str, int], int] = defaultdict(int)
 
     def observe(self, rows: int, kind: str, depth: int, seconds: float) -> None:
         key = _key(rows, kind, depth)
@@ -71,14 +75,14 @@ class Costs:
     def measured(self, rows: int, kind: str, depth: int) -> float | None:
         """Seconds of such a step; None until a few were seen."""
         key = _key(rows, kind, depth)
-        return statistics.median(self._seconds[key]) if self._steps[key] >= MEASURED else None
+        seconds = sorted(self._seconds.get(key, ()))
+        return seconds[len(seconds) // 4] if len(seconds) >= MEASURED - 1 else None
 
     def ratio(self, rows: int, kind: str, depth: int) -> float | None:
         """A step's time with drafts over one without; estimated where it was not measured. None without the latter."""
-        plain = self.measured(rows, kind, 0)
-        if plain is None or plain <= 0:
+        if self.measured(rows, kind, 0) is None:
             return None
-        known = {d: s / plain for d in range(1, MOST_DRAFTS + 1) if (s := self.measured(rows, kind, d)) is not None}
+        known = self._known(_bucket(rows), kind) or self._of_other_rows(rows, kind)
         if depth in known:
             return known[depth]
         if not known:
@@ -86,10 +90,45 @@ class Costs:
         nearest = min(known, key=lambda d: (abs(d - depth), -d))
         return max(1.0, 1 + (known[nearest] - 1) * depth / nearest)
 
+    def _known(self, rows: int, kind: str) -> dict[int, float]:
+        """The ratios that were measured, by depth."""
+        plain = self.measured(rows, kind, 0)
+        times = {d: self.measured(rows, kind, d) for d in range(1, MOST_DRAFTS + 1)}
+        return {d: seconds / plain for d, seconds in times.items() if seconds is not None} if plain else {}
 
-def _key(rows: int, kind: str, depth: int) -> Hashable:
-    bucket = 1 << (rows - 1).bit_length()
-    return bucket, kind if depth else "", depth
+    def _of_other_rows(self, rows: int, kind: str) -> dict[int, float]:
+        """Those of the number of rows that is nearest to `rows`, until some were measured with so many."""
+        here, found = _bucket(rows), {bucket for bucket, *_ in self._seconds}
+        nearest = sorted(found, key=lambda bucket: max(bucket, here) / min(bucket, here))
+        return next((known for bucket in nearest if (known := self._known(bucket, kind))), {})
+
+
+class Account:
+    """What drafts brought and cost, in seconds of plain decode."""
+
+    def __init__(self) -> None:
+        self._balance: float | None = None  # None before the first step
+
+    def book(self, drafted: bool, rows: int, tokens: int, seconds: float, plain: float) -> None:
+        """A step.   tokens: that came to stay, of all rows   plain: seconds of such a step without drafts"""
+        most = CREDIT * plain
+        gained = plain * tokens / rows - seconds if drafted else 0.0
+        balance = (most if self._balance is None else self._balance) + LOSS * seconds + gained
+        self._balance = min(max(balance, -most), most)  # neither is one slow step, or a good hour, to decide for long
+
+    @property
+    def allows(self) -> bool:
+        """Whether drafts have not cost too much."""
+        return self._balance is None or self._balance >= 0
+
+
+def _key(rows: int, kind: str, depth: int) -> tuple[int, str, int]:
+    return _bucket(rows), kind if depth else "", depth
+
+
+def _bucket(rows: int) -> int:
+    """Numbers of rows that count as one: up to the next power of two."""
+    return 1 << (rows - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -114,6 +153,8 @@ class Gate:
     """Chooses depths, step by step, for all rows at once: what one row drafts, all wait for."""
 
     costs: Costs = field(default_factory=Costs)
+    _account: Account = field(default_factory=Account)
+    _on: bool = False
     _plain: int = 0  # steps without drafts since the last ones with
     _drafting: int = 0  # steps with drafts since the last one without
     _probing: int = 0  # steps of a trial that are left
@@ -130,19 +171,25 @@ class Gate:
         speeds = {depth: self._speed(rows, kind, candidates, depth) for depth in range(1, most + 1)}
         best = max(speeds, key=lambda depth: speeds[depth])
         told = f"{best} {'draft' if best == 1 else 'drafts'}: {speeds[best]:.2f} times the speed of plain decode"
-        if speeds[best] > MARGIN:
+        self._on = speeds[best] > (STAYING if self._on else MARGIN) and self._account.allows
+        if self._on:
             self._plain, self._probing, self._wait = 0, 0, PROBE_EVERY
             self._drafting += 1
             if self._drafting % PLAIN_EVERY == 0:
                 return Choice(none, f"measuring a step without drafts ({told})", True)
             return Choice(tuple(self._useful(rows, kind, c, best) for c in candidates), told)
         self._plain += 1
-        if self._probing == 0 and self._plain >= self._wait:
+        if self._probing == 0 and self._plain >= self._wait and self._account.allows:
             self._probing, self._plain, self._wait = PROBE_STEPS, 0, min(2 * self._wait, PROBE_LATEST)
         if self._probing:
             self._probing -= 1
             return Choice(tuple(min(1, c.most) for c in candidates), f"trying again ({told})")
-        return Choice(none, f"off: {told}")
+        return Choice(none, f"off: {told}" + ("" if self._account.allows else ", but they have cost time"))
+
+    def book(self, rows: int, kind: str, depth: int, tokens: int, seconds: float) -> None:
+        """A step of `rows` rows took `seconds` and brought `tokens`.   depth: of its deepest drafts, 0 without any"""
+        if (plain := self.costs.measured(rows, kind, 0)) is not None:
+            self._account.book(depth > 0, rows, tokens, seconds, plain)
 
     def _speed(self, rows: int, kind: str, candidates: Sequence[Candidate], depth: int) -> float:
         """Expected tokens per second, over plain decode's."""

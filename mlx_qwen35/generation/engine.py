@@ -292,12 +292,12 @@ class Engine:
         seconds = now - max(step.launched, self._read_at)
         self._read_at = now
         self._pacer.observe(step.window_tokens, seconds)
-        if step.window_tokens == 0:
-            self._speculation.stepped(step.drafts, seconds)
         for row, done in step.prefilled:
             if not row.done:
                 row.progress(done)
         told = sum(self._take(part) for part in drawn if not part.row.done)
+        if step.window_tokens == 0:
+            self._speculation.stepped(step.drafts, told, seconds)
         self._counters.stepped(step.window_tokens, told, seconds)
 
     def _take(self, drawn: Drawn) -> int:

@@ -7,7 +7,7 @@ step together (depth.py), since what one drafts all wait for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -29,11 +29,14 @@ KINDS = (MTP, NGRAM)
 
 @dataclass
 class Drafts:
-    """One row's drafts in a step.   kind: where they come from   tokens: [depth], perhaps not computed yet"""
+    """One row's drafts in a step.   kind: where they come from   tokens: [depth], perhaps not computed yet
+    asked: whether the request wants so many, whatever they cost
+    """
 
     kind: str
     depth: int
     tokens: mx.array | None = None
+    asked: bool = False
 
 
 class Speculation:
@@ -44,7 +47,8 @@ class Speculation:
         self._model, self._default = model, default
         self._costs = Costs()
         self._gates = {kind: Gate(self._costs) for kind in KINDS}
-        self._all = {kind: Record() for kind in KINDS}  # what sequences have shown, where a new one begins
+        # What sequences have shown, where a new one begins; those whose tokens are drawn by lot apart from others.
+        self._all = {(kind, by_lot): Record() for kind in KINDS for by_lot in (False, True)}
         self.depth, self.why = 0, "nothing was drafted yet"
 
     # Who drafts
@@ -87,8 +91,9 @@ class Speculation:
         if not isinstance(wanted, int) or (depth := min(wanted, self._room(row))) <= 0:
             return None
         if self._has_mtp(row):
-            return Drafts(MTP, depth)
-        return self._repeated(row, depth)
+            return Drafts(MTP, depth, asked=True)
+        found = self._repeated(row, depth)
+        return None if found is None else replace(found, asked=True)
 
     def _offer(self, row: Row, kind: str) -> Drafts | None:
         """The most promising drafts a row has; without the MTP layer where `kind` is what repeats."""
@@ -111,7 +116,11 @@ class Speculation:
         return row.cache is not None and draft_kv(row.cache) is not None
 
     def _record(self, row: Row, kind: str) -> Record:
-        return row.records.setdefault(kind, Record(self._all[kind]))
+        known = row.records.get(kind)
+        if known is None:
+            by_lot = row.request.sampling.temperature > 0
+            known = row.records[kind] = Record(self._all[kind, by_lot])
+        return known
 
     # Drafting
 
@@ -162,11 +171,15 @@ class Speculation:
         self._record(row, drafts.kind).saw(drafts.depth, kept)
         return kept
 
-    def stepped(self, proposals: Sequence[Drafts | None], seconds: float) -> None:
-        """A step without prefill took `seconds`."""
+    def stepped(self, proposals: Sequence[Drafts | None], tokens: int, seconds: float) -> None:
+        """A step without prefill took `seconds` and brought `tokens`, of all rows."""
         made = [d for d in proposals if d is not None]
         kind = MTP if any(d.kind == MTP for d in made) else NGRAM
-        self._costs.observe(len(proposals), kind, max((d.depth for d in made), default=0), seconds)
+        rows, depth = len(proposals), max((d.depth for d in made), default=0)
+        self._costs.observe(rows, kind, depth, seconds)
+        if not any(d.asked for d in made):
+            for gate in [self._gates[kind]] if made else self._gates.values():
+                gate.book(rows, kind, depth, tokens, seconds)
 
 
 def _memory(row: Row) -> DraftKV:

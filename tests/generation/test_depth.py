@@ -21,14 +21,15 @@ def run(chance: float, cost: float, rows: int = 1, noise: float = 0.0, steps: in
     records, tokens, seconds, depths = [Record(all_) for _ in range(rows)], 0, 0.0, []
     for _ in range(steps):
         choice = gate.choose(rows, "mtp", [Candidate(record, MOST_DRAFTS) for record in records])
-        for record, depth in zip(records, choice.depths):
-            kept = next((i for i in range(depth) if numbers.random() >= chance), depth)
+        kept = [next((i for i in range(d) if numbers.random() >= chance), d) for d in choice.depths]
+        for record, depth, stayed in zip(records, choice.depths, kept):
             if depth:
-                record.saw(depth, kept)
-            tokens += kept + 1
-        deepest = max(choice.depths)
+                record.saw(depth, stayed)
+        deepest, told = max(choice.depths), sum(kept) + rows
+        tokens += told
         took = (1 + cost * deepest) * numbers.uniform(1 - noise, 1 + noise)
         gate.costs.observe(rows, "mtp", deepest, took)
+        gate.book(rows, "mtp", deepest, told, took)
         seconds += took
         depths.append(deepest)
     return tokens / rows / seconds, depths
