@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -50,11 +51,10 @@ class Attention(nn.Module):
         N, H, Hk, D = angles.shape[0], self.heads, self.kv_heads, self.head_dim
         q_and_gate, k, v = project(self, self.JOINED, x)
         queries, keys = attention_prologue(q_and_gate, k, self._heads(), angles)
-        values, attended, start = v.cut(Hk * D).reshape(N, Hk, D), [], 0
-        for part in parts:
-            own = slice(start, start + part.B * part.T)
-            attended.append(_attended(part, queries[own], keys[own], values[own]))
-            start = own.stop
+        values = v.cut(Hk * D).reshape(N, Hk, D)
+        attended = [
+            _attended(part, *own) for part, *own in zip(parts, *[_by_part(x, parts) for x in (queries, keys, values)])
+        ]
         gate = q_and_gate.cut(2 * H * D).reshape(N, H, 2, D)[:, :, 1]
         gated = _gated(attended[0] if len(attended) == 1 else mx.concatenate(attended), gate)
         return self.o_proj(gated.reshape(*x.shape[:2], H * D))
@@ -63,11 +63,23 @@ class Attention(nn.Module):
         return Heads(self.heads, self.kv_heads, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
 
 
+def _by_part(x: mx.array, parts: Sequence[AttentionPart]) -> Sequence[mx.array]:
+    """x: [N, heads, D] -> for each part [B, heads, T, D]"""
+    if all(part.B == part.T == 1 for part in parts):
+        return mx.split(x[:, :, None], len(parts))
+    ends = list(accumulate(part.B * part.T for part in parts))
+    return [y.reshape(p.B, p.T, *y.shape[1:]).swapaxes(1, 2) for p, y in zip(parts, mx.split(x, ends[:-1]))]
+
+
 def _attended(part: AttentionPart, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """Queries see the cache, and their window up to themselves.   q: [B T, H, D]   k, v: [B T, Hk, D] -> as q"""
-    turned = [x.reshape(part.B, part.T, *x.shape[1:]).swapaxes(1, 2) for x in (q, k, v)]  # [B, heads, T, D]
+    """Queries see the cache, and their window up to themselves.
+
+    q: [B, H, T, D]   k, v: [B, Hk, T, D] -> [B T, H, D]
+    """
+    B, H, T, D = q.shape
     attend = causal_attention if part.cache is None else part.cache.attend
-    return attend(turned[0], turned[1], turned[2], q.shape[-1] ** -0.5).swapaxes(1, 2).reshape(q.shape)
+    seen = attend(q, k, v, D**-0.5)
+    return (seen if T == 1 else seen.swapaxes(1, 2)).reshape(B * T, H, D)
 
 
 @functools.partial(mx.compile, shapeless=True)
