@@ -64,18 +64,21 @@ def _run(
     T, P, kept, held_start = rows.tokens[first], rows.held[first], rows.kept[first], rows.held_starts[first]
 
     def cut(x: mx.array, start: int, length: int) -> mx.array:
-        return x[start : start + B * length].reshape(B, length, *x.shape[1:])
+        own = x if B * length == x.shape[0] else x[start : start + B * length]
+        return own.reshape(B, length, *x.shape[1:])
 
     def new(columns: Columns, width: int) -> mx.array:
         return cut(columns.cut(width), rows.starts[first], T)
 
-    state = memory.state[first : first + B]
+    state = memory.state if B == len(rows.tokens) else memory.state[first : first + B]
     if kept and memory.window is not None:
         w = memory.window
         k, v, log_decay, beta = (cut(x, held_start, P)[:, :kept] for x in (w.k, w.v, w.log_decay, w.beta))
         state = rule(k, k, v, log_decay, beta, state)[1]
 
-    tail = cut(memory.inputs, held_start + first * (W - 1), W - 1 + P)[:, kept : kept + W - 1]
+    tail = cut(memory.inputs, held_start + first * (W - 1), W - 1 + P)
+    if P:
+        tail = tail[:, kept : kept + W - 1]
     raw = mx.concatenate([tail, new(projected.qkv, weights.conv_dim)], axis=1)
     mixed = nn.silu(_convolved(raw.astype(mx.float32), weights.taps, T))
     q_and_k, v = mx.split(mixed, [2 * Hk * Dk], axis=-1)

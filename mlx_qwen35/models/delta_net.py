@@ -141,5 +141,7 @@ def _rate(b: mx.array) -> mx.array:
 
 def _cut(projected: Projected, part: DeltaPart) -> Projected:
     """The part's tokens."""
+    if sum(part.tokens) == projected.z.array.shape[0]:
+        return projected
     rows = slice(part.start, part.start + sum(part.tokens))
     return Projected(*(Columns(p.array[rows], p.first) for p in vars(projected).values()))

@@ -90,7 +90,7 @@ class Matrix(nn.Module):
     def multiply(self, x: mx.array, expert: int | None = None) -> mx.array:
         """x: [..., in], float32 -> [..., out]; `expert` picks one matrix of a stack."""
         if not self._packing:
-            return x @ self.rows_of(expert).T
+            return x @ (self._turned() if expert is None else self.rows_of(expert).T)
         w, scales, biases = self._packed(expert)
         if x.size // x.shape[-1] < UNPACK_FROM:
             return mx.quantized_matmul(x, w, scales, biases, transpose=True, **self._packing)
@@ -100,7 +100,15 @@ class Matrix(nn.Module):
 
     def gather(self, x: mx.array, experts: mx.array) -> mx.array:
         """One matrix of a dense stack for each of `experts` [N, K]; x: [N, 1 or K, 1, in] -> [N, K, 1, out]"""
-        return mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=experts)
+        return mx.gather_mm(x, self._turned(), rhs_indices=experts)
+
+    def _turned(self) -> mx.array:
+        """The dense matrix, or each of a stack, as products take it: [..., in, out], float32."""
+        weight, made = self["weight"], self.get("_made")
+        # A view, made once; of another dtype it would be a copy to hold, and is made for each product instead.
+        if made is None or made[0] is not weight:
+            made = self._made = (weight, weight.swapaxes(-1, -2))
+        return made[1].astype(mx.float32)
 
     @property
     def is_packed(self) -> bool:
