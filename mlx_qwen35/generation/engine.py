@@ -63,7 +63,8 @@ class Engine:
         self._places = Places(formats, store, limits, self._counters)
         self._pacer = Pacer(self._largest_window(1))
         self._speculation, self._clock = Speculation(model, draft), clock
-        self._launcher = Launcher(model, self._speculation)
+        self._launcher = Launcher(model, self._speculation, self._tell)
+        self._untold: list[Line] = []
         self._ahead = Ahead(self._places, self._post_computing, self._read_ahead, lambda: self._others, self._wake)
         self._busy_at = clock()
         self._arrivals: deque[Row] = deque()
@@ -204,6 +205,8 @@ class Engine:
             speculates = step is not None and step.speculates
             if speculates or not (self._limits.overlap and self._places.live_bytes <= OVERLAP_BYTES):
                 self._collect()
+            if self._flying is not None:
+                self._tell()  # the device is busy
             self._save()
         except BaseException as error:  # a defect, or out of memory: the rows of this step end, the engine goes on
             self._fail_all(error)
@@ -265,6 +268,7 @@ class Engine:
         shares = self._pacer.share(prefilling, bool(decoding), now)
         prefills = [(row, min(tokens, self._largest_window(row.target))) for row, tokens in shares]
         if not decoding and not prefills:
+            self._tell()
             return None
         for row in self._places.rows:
             if not row.prefilling and row not in decoding:
@@ -296,6 +300,7 @@ class Engine:
             if not row.done:
                 row.progress(done)
         told = sum(self._take(part) for part in drawn if not part.row.done)
+        self._untold += [part.row.line for part in drawn]
         if step.window_tokens == 0:
             self._speculation.stepped(step.drafts, told, seconds)
         self._counters.stepped(step.window_tokens, told, seconds)
@@ -341,6 +346,12 @@ class Engine:
         elif len(row.ids) >= self._model.config.max_context:
             self._places.retire(row)
             row.end("length")
+
+    def _tell(self) -> None:
+        """Wake the readers of what was drawn."""
+        untold, self._untold = self._untold, []
+        for line in untold:
+            line.release()
 
     # Leaving
 

@@ -104,6 +104,7 @@ class Line:
 
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[Item | Ended | BaseException] = queue.SimpleQueue()
+        self._drawn: list[Item] = []
         self._cancelled = threading.Event()
         self._on_item: Callable[[], object] | None = None
         self.reuse = Reuse()  # final with the first item
@@ -113,7 +114,7 @@ class Line:
     @property
     def waiting(self) -> int:
         """Items that are not read yet."""
-        return self._items.qsize()
+        return self._items.qsize() + len(self._drawn)
 
     @property
     def cancelled(self) -> bool:
@@ -131,9 +132,24 @@ class Line:
         self._on_item = on_item
         on_item()
 
+    def hold(self, item: Item) -> None:
+        """For the engine: as `put`, but nobody is woken for it before `release`, or the next `put`."""
+        self._drawn.append(item)
+
+    def release(self) -> None:
+        """Send what is held."""
+        if self._drawn:
+            drawn, self._drawn = self._drawn, []
+            self._send(drawn)
+
     def put(self, item: Item | Ended | BaseException) -> None:
         """For the engine. An `Ended` or an error is the last item."""
-        self._items.put(item)
+        drawn, self._drawn = self._drawn, []
+        self._send([*drawn, item])
+
+    def _send(self, items: Sequence[Item | Ended | BaseException]) -> None:
+        for item in items:
+            self._items.put(item)
         on_item = self._on_item
         if on_item is not None:
             try:

@@ -197,7 +197,7 @@ class Row:
         """A drawn token has become known. Says why the answer ends, if it does."""
         self.first_token = self.first_token or time.perf_counter()
         self.ids.append(token)
-        self.line.put(token if score is None else score)
+        self.line.hold(token if score is None else score)
         if self.guide is not None:
             self.guide.accept((token,))
         if token in self.request.stop_ids or (self.guide is not None and self.guide.done):

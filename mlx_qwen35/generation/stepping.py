@@ -5,7 +5,7 @@ Knows which positions are drawn from and how; who takes part, and what becomes o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -80,8 +80,11 @@ class Drawn:
 class Launcher:
     """Makes steps out of rows."""
 
-    def __init__(self, model: Model, speculation: Speculation) -> None:
-        self._model, self._speculation = model, speculation
+    def __init__(self, model: Model, speculation: Speculation, tell: Callable[[], object]) -> None:
+        """tell: hands out what the step before drew; called once Python has little left to do. Readers are threads of
+        this interpreter, and would take their turns while a graph is made, with the device waiting.
+        """
+        self._model, self._speculation, self._tell = model, speculation, tell
 
     def launch(self, decoding: Sequence[Row], prefills: Sequence[tuple[Row, int]], now: float) -> Step:
         """Start computing; returns at once. Rows whose prompt ends in it draw too."""
@@ -93,6 +96,7 @@ class Launcher:
         windows += [row.prefill(tokens) for row, tokens in prefills]
         hidden = self._model.step(windows)
         now += selection().measuring - measured
+        self._tell()
         drawing = [*pairs, *((row, None) for row, _ in prefills if not row.prefilling)]
         step = Step([row for row, _ in drawing], [d for _, d in drawing], now)
         step.window_tokens = sum(tokens for _, tokens in prefills)
