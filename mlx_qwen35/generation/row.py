@@ -195,9 +195,13 @@ class Row:
 
     def reads(self, token: int, score: Score | None = None) -> EndReason | None:
         """A drawn token has become known. Says why the answer ends, if it does."""
-        self.first_token = self.first_token or time.perf_counter()
+        item = token if score is None else score
+        if not self.first_token:  # what somebody waits for
+            self.first_token = time.perf_counter()
+            self.line.put(item)
+        else:
+            self.line.hold(item)
         self.ids.append(token)
-        self.line.hold(token if score is None else score)
         if self.guide is not None:
             self.guide.accept((token,))
         if token in self.request.stop_ids or (self.guide is not None and self.guide.done):

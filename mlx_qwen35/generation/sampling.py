@@ -138,7 +138,7 @@ def _pick(logprobs: mx.array, lots: Sequence[float]) -> mx.array:
     """The token in whose share of the whole a lot falls.   logprobs: [n, V], up to a constant each -> [n]"""
     shares = mx.cumsum(mx.softmax(logprobs, axis=-1, precise=True), axis=-1)
     whole = shares[:, -1:]
-    passed = (shares <= mx.array(lots)[:, None] * whole).sum(axis=-1)
+    passed = (shares <= mx.array(list(lots))[:, None] * whole).sum(axis=-1)
     # Rounded, a lot may reach the whole; beyond the last token that has a share, nothing may be drawn.
     return mx.minimum(passed, (shares < whole).sum(axis=-1)).astype(mx.uint32)
 

@@ -63,10 +63,10 @@ class Attention(nn.Module):
         return Heads(self.heads, self.kv_heads, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
 
 
-def _by_part(x: mx.array, parts: Sequence[AttentionPart]) -> Sequence[mx.array]:
+def _by_part(x: mx.array, parts: Sequence[AttentionPart]) -> list[mx.array]:
     """x: [N, heads, D] -> for each part [B, heads, T, D]"""
     if all(part.B == part.T == 1 for part in parts):
-        return mx.split(x[:, :, None], len(parts))
+        return [*mx.split(x[:, :, None], len(parts))]
     ends = list(accumulate(part.B * part.T for part in parts))
     return [y.reshape(p.B, p.T, *y.shape[1:]).swapaxes(1, 2) for p, y in zip(parts, mx.split(x, ends[:-1]))]
 
