@@ -141,6 +141,26 @@ def windows_of(served: Cranked) -> list[int]:
     return computed
 
 
+def test_who_arrives_during_a_window_finds_that_too() -> None:
+    """Its turn is in line before the reading's next window."""
+    served = with_history()
+    served.windows([16])
+    window, lines = served.engine._ahead._window, []
+
+    def arrives(row: Row) -> None:
+        window(row)
+        if not lines and row.fed >= 32:
+            lines.append(served.submit(asked([*NEXT, *QUESTION])))
+
+    served.engine._ahead._window = arrives
+    reading = served.engine.read_ahead([*NEXT, 1])
+    served.run()
+    assert told(reading) == "cancelled"
+    assert lines[0].reuse.cached == 32
+    assert len(read(lines[0])) == 6
+    served.assert_at_rest()
+
+
 def test_after_somebody_else_it_goes_on_where_it_gave_way() -> None:
     served = with_history()
     served.windows([16])
