@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mlx_qwen35.generation.depth import PROBE_EVERY, Candidate, Gate, Record
+from mlx_qwen35.generation.depth import CREDIT, LOSS, PROBE_EVERY, Candidate, Gate, Record
 from mlx_qwen35.options import MOST_DRAFTS
 
 STEPS = 600
@@ -100,3 +100,18 @@ def test_a_row_whose_drafts_fail_does_not_draft_beside_one_whose_stay() -> None:
     depths = gate.choose(2, "mtp", [Candidate(good, 4), Candidate(bad, 4)]).depths
     assert depths[0] == 4
     assert depths[1] == 0
+
+
+def test_what_drafts_cost_is_made_good_before_they_are_tried_again() -> None:
+    """Whatever the times and chances promise: these steps brought one token each, at twice the time."""
+    gate, record = Gate(), Record()
+    for _ in range(4):
+        gate.costs.observe(1, "mtp", 0, 1.0)
+        gate.costs.observe(1, "mtp", 1, 1.0)
+    drafted = 0
+    for _ in range(2000):
+        depth = gate.choose(1, "mtp", [Candidate(record, 1)]).depths[0]
+        drafted += depth > 0
+        gate.book(1, "mtp", depth, 1, 1.0 + depth)
+    assert drafted <= CREDIT + 2 * LOSS * 2000
+    assert "cost time" in gate.choose(1, "mtp", [Candidate(record, 1)]).why

@@ -7,7 +7,7 @@ from functools import partial
 import mlx.core as mx
 import pytest
 
-from mlx_qwen35.metal_kernels.delta_rule import gated_delta_mx, gated_delta_stepwise
+from mlx_qwen35.metal_kernels.delta_rule import gated_delta_mx, gated_delta_products, gated_delta_stepwise
 from mlx_qwen35.metal_kernels.delta_step import delta_step, delta_step_reference
 from mlx_qwen35.metal_kernels.delta_step_mx import Rule, delta_step_mx, step_class, step_example
 from mlx_qwen35.metal_kernels.override import Override
@@ -19,7 +19,7 @@ SMALL = Shape(2, 4, 32, 24)
 
 
 @pytest.mark.parametrize("draft", [False, True], ids=["stays", "draft"])
-@pytest.mark.parametrize("rule", [gated_delta_stepwise, gated_delta_mx])
+@pytest.mark.parametrize("rule", [gated_delta_stepwise, gated_delta_mx, gated_delta_products])
 @pytest.mark.parametrize(
     "rows",
     [([1, 1, 1],), ([3, 3], [4, 4], [2, 2]), ([1, 2, 2, 7, 8], [8, 0, 0, 1, 2], [5, 0, 0, 1, 2]), ([5], [3], [0])],
