@@ -73,13 +73,12 @@ def gated_delta_products(
     A token's numbers do not depend on how many there are. Shapes as in `gated_delta`.
     """
     state = _fresh_state(q, v) if state is None else state
-    tokens = [q, k, v, mx.exp(log_decay), beta]
+    decay = mx.exp(log_decay)
     if (T := q.shape[1]) == 1:
-        output, state = _product_step(*tokens, state)
-        return output, state
+        return _product_step(q, k, v, decay, beta, state)
     outputs = []
-    for token in zip(*[mx.split(x, T, axis=1) for x in tokens]):
-        output, state = _product_step(*token, state)
+    for parts in zip(*[mx.split(x, T, axis=1) for x in (q, k, v, decay, beta)]):
+        output, state = _product_step(*parts, state=state)
         outputs.append(output)
     return mx.concatenate(outputs, axis=1), state
 

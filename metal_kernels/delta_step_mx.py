@@ -70,7 +70,7 @@ def _run(
     def new(columns: Columns, width: int) -> mx.array:
         return cut(columns.cut(width), rows.starts[first], T)
 
-    state = memory.state if B == len(rows.tokens) else memory.state[first : first + B]
+    state = memory.state if len(rows.tokens) == B else memory.state[first : first + B]
     if kept and memory.window is not None:
         w = memory.window
         k, v, log_decay, beta = (cut(x, held_start, P)[:, :kept] for x in (w.k, w.v, w.log_decay, w.beta))
