@@ -5,8 +5,10 @@ The definition is `delta_step.delta_step_reference`; letters and shapes: delta_r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,13 +35,44 @@ def delta_step_mx(
     draft: bool,
     rule: Rule = gated_delta,
 ) -> Stepped:
-    """As `delta_step_reference`; neighbouring rows that are alike run at once.   rule: `gated_delta`, or one like it"""
-    shapes = list(zip(rows.tokens, rows.held, rows.kept))
-    runs = [[i for i, _ in run] for _, run in groupby(enumerate(shapes), lambda row: row[1])]
-    steps = [_run(projected, weights, memory, rows, run[0], len(run), draft, rule) for run in runs]
-    if len(steps) == 1:
-        return steps[0]
-    return Stepped(*[mx.concatenate(list(arrays)) for arrays in zip(*steps) if arrays[0] is not None])
+    """As `delta_step_reference`, all rows at once: shorter windows are padded.   rule: `gated_delta`, or one like it"""
+    Hk, Hv, Dk, Dv, W = weights.Hk, weights.Hv, weights.Dk, weights.Dv, weights.W
+    new, kept, tails, inputs, next_tails = _spans(rows.tokens, rows.held, rows.kept, W)
+    (B, T), state = (len(rows.tokens), new.longest), memory.state
+    if memory.window is not None and kept.longest:
+        w = memory.window
+        k, v, log_decay, beta = (kept.take(x) for x in (w.k, w.v, w.log_decay, w.beta))
+        state = rule(k, k, v, kept.only(log_decay), kept.only(beta), state)[1]
+
+    q_k_v, a, b, z = _taken(new, projected, weights)
+    raw = mx.concatenate([tails.take(memory.inputs), q_k_v], axis=1)
+    mixed = nn.silu(_convolved(raw.astype(mx.float32), weights.taps, T))
+    q_and_k, v = mx.split(mixed, [2 * Hk * Dk], axis=-1)
+    # x / |x| by the fused norm, for queries and keys at once: the mean of squares is their sum / Dk, and so is its
+    # epsilon.
+    q_and_k = mx.fast.rms_norm(q_and_k.reshape(B, T, 2 * Hk, Dk), None, 1e-6 / Dk)
+    q, k = mx.split(q_and_k * weights.scales, 2, axis=2)
+    v = v.reshape(B, T, Hv, Dv)
+    log_decay = weights.rate * nn.softplus(a.astype(mx.float32) + weights.dt_bias)
+    beta = mx.sigmoid(b.astype(mx.float32))
+    # Padding comes after a row's tokens, so only the state could know of it; of a draft that is the one before.
+    counted = (log_decay, beta) if draft else (new.only(log_decay), new.only(beta))
+    y, after = rule(q, k, v, *counted, state)
+
+    z = z.reshape(B, T, Hv, Dv)
+    output = mx.fast.rms_norm(y, weights.norm, weights.eps) * nn.silu(z.astype(mx.float32))
+    output = new.put(output.astype(z.dtype))
+    if draft:
+        return Stepped(output, inputs.put(raw), state, *(new.put(x) for x in (k, v, log_decay, beta)))
+    return Stepped(output, next_tails.take(raw.flatten(0, 1)).flatten(0, 1), after)
+
+
+def _taken(new: Spans, projected: Projected, weights: DeltaWeights) -> tuple[mx.array, ...]:
+    """Columns of q | k | v, a, b and z, each [B, T, ...]; what lies in one array is moved at once."""
+    widths = weights.conv_dim, weights.Hv, weights.Hv, weights.Hv * weights.Dv
+    parts = projected.qkv, projected.a, projected.b, projected.z
+    arrays = {id(part.array): new.take(part.array) for part in parts}
+    return tuple(arrays[id(part.array)][..., part.first : part.first + width] for part, width in zip(parts, widths))
 
 
 def delta_step_mx_fast(
@@ -49,53 +82,79 @@ def delta_step_mx_fast(
     return delta_step_mx(projected, weights, memory, rows, draft, gated_delta_mx)
 
 
-def _run(
-    projected: Projected,
-    weights: DeltaWeights,
-    memory: DeltaMemory,
-    rows: StepRows,
-    first: int,
-    B: int,
-    draft: bool,
-    rule: Rule,
-) -> Stepped:
-    """Rows [first, first + B), which have equal windows and hold equal ones."""
-    Hk, Hv, Dk, Dv, W = weights.Hk, weights.Hv, weights.Dk, weights.Dv, weights.W
-    T, P, kept, held_start = rows.tokens[first], rows.held[first], rows.kept[first], rows.held_starts[first]
+@dataclass(frozen=True)
+class Spans:
+    """One span of each row, in an array [total, ...] of the tokens of all rows.   starts, lengths: of the spans"""
 
-    def cut(x: mx.array, start: int, length: int) -> mx.array:
-        own = x if B * length == x.shape[0] else x[start : start + B * length]
-        return own.reshape(B, length, *x.shape[1:])
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    total: int
 
-    def new(columns: Columns, width: int) -> mx.array:
-        return cut(columns.cut(width), rows.starts[first], T)
+    @functools.cached_property
+    def longest(self) -> int:
+        return max(self.lengths)
 
-    state = memory.state if len(rows.tokens) == B else memory.state[first : first + B]
-    if kept and memory.window is not None:
-        w = memory.window
-        k, v, log_decay, beta = (cut(x, held_start, P)[:, :kept] for x in (w.k, w.v, w.log_decay, w.beta))
-        state = rule(k, k, v, log_decay, beta, state)[1]
+    @functools.cached_property
+    def is_even(self) -> bool:
+        """Whether all are of one length, at the same place of rows of one length: then nothing has to be gathered."""
+        B, first = len(self.starts), self.starts[0]
+        step = self.total // B
+        even = all(start == first + i * step for i, start in enumerate(self.starts))
+        return even and B * step == self.total and len({*self.lengths}) == 1
 
-    tail = cut(memory.inputs, held_start + first * (W - 1), W - 1 + P)
-    if P:
-        tail = tail[:, kept : kept + W - 1]
-    raw = mx.concatenate([tail, new(projected.qkv, weights.conv_dim)], axis=1)
-    mixed = nn.silu(_convolved(raw.astype(mx.float32), weights.taps, T))
-    q_and_k, v = mx.split(mixed, [2 * Hk * Dk], axis=-1)
-    # x / |x| by the fused norm, for queries and keys at once: the mean of squares is their sum / Dk, and so is its
-    # epsilon.
-    q_and_k = mx.fast.rms_norm(q_and_k.reshape(B, T, 2 * Hk, Dk), None, 1e-6 / Dk)
-    q, k = mx.split(q_and_k * weights.scales, 2, axis=2)
-    v = v.reshape(B, T, Hv, Dv)
-    a, b = (new(x, Hv).astype(mx.float32) for x in (projected.a, projected.b))
-    log_decay, beta = weights.rate * nn.softplus(a + weights.dt_bias), mx.sigmoid(b)
-    y, after = rule(q, k, v, log_decay, beta, state)
+    def take(self, x: mx.array) -> mx.array:
+        """x: [total, ...] -> [B, longest, ...], shorter spans padded"""
+        B, T = len(self.starts), self.longest
+        if not self.is_even:
+            return x[self._indices].reshape(B, T, *x.shape[1:])
+        rows = x.reshape(B, -1, *x.shape[1:])
+        return rows if rows.shape[1] == T else rows[:, self.starts[0] : self.starts[0] + T]
 
-    z = new(projected.z, Hv * Dv).reshape(B, T, Hv, Dv)
-    output = mx.fast.rms_norm(y, weights.norm, weights.eps) * nn.silu(z.astype(mx.float32))
-    held = (k, v, log_decay, beta) if draft else ()
-    flat = [x.flatten(0, 1) for x in (output.astype(z.dtype), raw if draft else raw[:, T:], *held)]
-    return Stepped(flat[0], flat[1], state if draft else after, *flat[2:])
+    def only(self, x: mx.array) -> mx.array:
+        """x: [B, longest, H], float32 -> the same, and zero where a span is shorter"""
+        return x if len({*self.lengths}) == 1 else x * self._exists
+
+    def put(self, x: mx.array) -> mx.array:
+        """x: [B, longest, ...] -> [sum of lengths, ...], the spans side by side"""
+        flat = x.flatten(0, 1)
+        return flat if len({*self.lengths}) == 1 else flat[self._existing]
+
+    @functools.cached_property
+    def _indices(self) -> mx.array:
+        # Padded with a token of their own: another row's may be no number, and zero times that is none either.
+        places = [
+            min(start + min(t, max(length - 1, 0)), self.total - 1)
+            for start, length in zip(self.starts, self.lengths)
+            for t in range(self.longest)
+        ]
+        return mx.array(places, mx.int32)
+
+    @functools.cached_property
+    def _exists(self) -> mx.array:
+        return mx.array([[[float(t < length)] for t in range(self.longest)] for length in self.lengths])
+
+    @functools.cached_property
+    def _existing(self) -> mx.array:
+        rows = enumerate(self.lengths)
+        return mx.array([i * self.longest + t for i, length in rows for t in range(length)], mx.int32)
+
+
+@functools.lru_cache(64)  # all layers of a step ask for the same ones
+def _spans(tokens: tuple[int, ...], held: tuple[int, ...], kept: tuple[int, ...], W: int) -> tuple[Spans, ...]:
+    """What a step reads and leaves: the new tokens, those kept of the held windows, the convolution's inputs before the
+    new tokens, both together, and the last of them (these two among padded inputs, [B (W - 1 + T)]).
+    """
+    B, T, P = len(tokens), max(tokens), sum(held)
+    new_starts, held_starts = (tuple(accumulate(lengths, initial=0))[:-1] for lengths in (tokens, held))
+    tails = tuple(start + i * (W - 1) + n for i, (start, n) in enumerate(zip(held_starts, kept)))
+    padded = tuple(range(0, B * (W - 1 + T), W - 1 + T))
+    return (
+        Spans(new_starts, tokens, sum(tokens)),
+        Spans(held_starts, kept, P),
+        Spans(tails, (W - 1,) * B, B * (W - 1) + P),
+        Spans(padded, tuple(W - 1 + t for t in tokens), len(padded) * (W - 1 + T)),
+        Spans(tuple(start + t for start, t in zip(padded, tokens)), (W - 1,) * B, len(padded) * (W - 1 + T)),
+    )
 
 
 def _convolved(inputs: mx.array, taps: mx.array, T: int) -> mx.array:

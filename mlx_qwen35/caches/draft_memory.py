@@ -83,13 +83,15 @@ class DraftKV:
         if kept == 0:
             self._forget_next()
             return
-        before = hidden[: kept - 1] if last.value is None else mx.concatenate([last.value, hidden[: kept - 1]])
-        after = embeddings[kept - before.shape[0] : kept]
+        if hidden.shape[0] == 1 and last.value is not None:  # plain decode: nothing to cut
+            before, after, last.value = last.value, embeddings, hidden
+        else:
+            before = hidden[: kept - 1] if last.value is None else mx.concatenate([last.value, hidden[: kept - 1]])
+            after, last.value = embeddings[kept - before.shape[0] : kept], hidden[kept - 1 : kept]
         known = 1 if self._ahead else 0
         self._ahead = False
         if before.shape[0] > known:
-            self._waiting.append((before[known:], after[known:]))
-        last.value = hidden[kept - 1 : kept]
+            self._waiting.append((before[known:], after[known:]) if known else (before, after))
         self.length += kept
         last.length = self.length
         if sum(pair[0].shape[0] for pair in self._waiting) >= MOST_WAITING:

@@ -91,7 +91,7 @@ class Launcher:
         measured = selection().measuring
         chosen = self._speculation.propose(decoding)
         self._speculation.draft(decoding, chosen)
-        pairs = sorted(zip(decoding, chosen), key=lambda pair: pair[1].depth if pair[1] else 0)  # equals together
+        pairs = [*zip(decoding, chosen)]
         windows = [row.decode(d.tokens if d else None) for row, d in pairs]
         windows += [row.prefill(tokens) for row, tokens in prefills]
         hidden = self._model.step(windows)
@@ -102,7 +102,8 @@ class Launcher:
         step.window_tokens = sum(tokens for _, tokens in prefills)
         if drawing:
             rows = [*(row for row, _ in pairs), *(row for row, _ in prefills)]
-            self._draw(step, hidden[mx.array(list(_drawn_from(rows, windows)))])
+            drawn_from = list(_drawn_from(rows, windows))
+            self._draw(step, hidden if len(drawn_from) == hidden.shape[0] else hidden[mx.array(drawn_from)])
         prefilled_state = [layer.state for row, _ in prefills for layer in row.cache or ()]
         scores = [array for scores in step.scores if scores is not None for array in scores.arrays]
         mx.async_eval(step.tokens, step.finite, scores, hidden, prefilled_state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import mlx.core as mx
@@ -118,12 +118,14 @@ def side_by_side(mixed: Sequence[mx.array]) -> mx.array:
 
 def see(windows: Sequence[Window], hidden: mx.array, embeddings: Sequence[mx.array]) -> None:
     """Let those caches that remember for the MTP layer see the step.   hidden: [N, C]   embeddings: [T, C] each"""
-    start = 0
-    for window, rows in zip(windows, embeddings):
-        for layer in window.cache:
-            if isinstance(layer, DraftKV):
-                layer.see(hidden[start : start + window.tokens], rows, window.draft)
-        start += window.tokens
+    remembering = [[layer for layer in window.cache if isinstance(layer, DraftKV)] for window in windows]
+    if not any(remembering):
+        return
+    ends = list(accumulate(window.tokens for window in windows))
+    own = mx.split(hidden, ends[:-1])
+    for window, layers, states, rows in zip(windows, remembering, own, embeddings):
+        for layer in layers:
+            layer.see(states, rows, window.draft)
 
 
 def commit(cache: SequenceCache, window: int, kept: int) -> None:

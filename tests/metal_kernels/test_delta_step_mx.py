@@ -26,7 +26,7 @@ SMALL = Shape(2, 4, 32, 24)
     ids=["decode", "alike", "unlike", "nothing kept"],
 )
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-def test_rows_that_are_alike_run_at_once(rows: tuple[list[int], ...], dtype: mx.Dtype, rule: Rule, draft: bool) -> None:
+def test_rows_of_any_lengths_run_at_once(rows: tuple[list[int], ...], dtype: mx.Dtype, rule: Rule, draft: bool) -> None:
     of = example(SMALL, *rows, dtype=dtype)
     same(delta_step_mx(*of.arguments, draft, rule), of, draft)
 
