@@ -16,8 +16,9 @@ from mlx_qwen35.options import MOST_DRAFTS
 
 MARGIN = 1.08  # of the speed expected, over plain decode's, to begin; below, noise decides
 STAYING = 1.02  # the same to go on
-LOSS = 0.02  # of the time of decoding: what drafts may cost in the long run where they do not pay
-CREDIT = 8.0  # plain steps' time: what drafts may cost at once, gains before it or not
+LOSS = 0.01  # of the time of decoding: what drafts may cost in the long run where they do not pay
+CREDIT = 5.0  # plain steps' time: what drafts may cost at once, gains before it or not
+SLOWEST = 3.0  # plain steps' time: what one step counts for at most. A first one pays for what is made once
 DECAY = 0.95  # of what a sequence showed, per draft: some thirty drafts are remembered
 PRIOR_WEIGHT = 3.0  # drafts that all sequences together count for at the beginning of one
 FIRST_CHANCE = 0.6  # of a draft to be accepted, before any was
@@ -63,58 +64,68 @@ class Costs:
     """Seconds of decode steps, by the number of rows, what the drafts came from, and the deepest of them."""
 
     def __init__(self) -> None:
-        self._seconds: dict[tuple[int, str, int], deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
-        self._steps: dict[tuple[int, str, int], int] = defaultdict(int)
+        self._steps: dict[tuple[int, str, int], deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._seen: set[tuple[int, str, int]] = set()
+        self._measured: dict[tuple[int, str, int], float] = {}
 
     def observe(self, rows: int, kind: str, depth: int, seconds: float) -> None:
-        key = _key(rows, kind, depth)
-        self._steps[key] += 1
-        if self._steps[key] > 1:
-            self._seconds[key].append(seconds)
+        key = _key(_bucket(rows), kind, depth)
+        if key not in self._seen:
+            self._seen.add(key)
+            return
+        steps = self._steps[key]
+        steps.append(seconds)
+        if len(steps) >= MEASURED - 1:
+            self._measured[key] = sorted(steps)[len(steps) // 4]
 
     def measured(self, rows: int, kind: str, depth: int) -> float | None:
         """Seconds of such a step; None until a few were seen."""
-        key = _key(rows, kind, depth)
-        seconds = sorted(self._seconds.get(key, ()))
-        return seconds[len(seconds) // 4] if len(seconds) >= MEASURED - 1 else None
+        return self._measured.get(_key(_bucket(rows), kind, depth))
 
-    def ratio(self, rows: int, kind: str, depth: int) -> float | None:
-        """A step's time with drafts over one without; estimated where it was not measured. None without the latter."""
-        if self.measured(rows, kind, 0) is None:
-            return None
+    def ratios(self, rows: int, kind: str, most: int) -> list[float]:
+        """A step's time over that of one without drafts, with 0, 1, ... `most` of them; estimated where it was not
+        measured. Only after some without.
+        """
         known = self._known(_bucket(rows), kind) or self._of_other_rows(rows, kind)
-        if depth in known:
-            return known[depth]
-        if not known:
-            return 1 + FIRST_COST * depth
-        nearest = min(known, key=lambda d: (abs(d - depth), -d))
-        return max(1.0, 1 + (known[nearest] - 1) * depth / nearest)
+        return [1.0, *(_estimated(known, depth) for depth in range(1, most + 1))]
 
-    def _known(self, rows: int, kind: str) -> dict[int, float]:
+    def _known(self, bucket: int, kind: str) -> dict[int, float]:
         """The ratios that were measured, by depth."""
-        plain = self.measured(rows, kind, 0)
-        times = {d: self.measured(rows, kind, d) for d in range(1, MOST_DRAFTS + 1)}
-        return {d: seconds / plain for d, seconds in times.items() if seconds is not None} if plain else {}
+        plain = self._measured.get(_key(bucket, kind, 0))
+        times = ((d, self._measured.get(_key(bucket, kind, d))) for d in range(1, MOST_DRAFTS + 1))
+        return {d: seconds / plain for d, seconds in times if seconds is not None} if plain else {}
 
     def _of_other_rows(self, rows: int, kind: str) -> dict[int, float]:
         """Those of the number of rows that is nearest to `rows`, until some were measured with so many."""
-        here, found = _bucket(rows), {bucket for bucket, *_ in self._seconds}
+        here, found = _bucket(rows), {bucket for bucket, *_ in self._measured}
         nearest = sorted(found, key=lambda bucket: max(bucket, here) / min(bucket, here))
         return next((known for bucket in nearest if (known := self._known(bucket, kind))), {})
 
 
+def _estimated(known: dict[int, float], depth: int) -> float:
+    if depth in known:
+        return known[depth]
+    if not known:
+        return 1 + FIRST_COST * depth
+    nearest = min(known, key=lambda d: (abs(d - depth), -d))
+    return max(1.0, 1 + (known[nearest] - 1) * depth / nearest)
+
+
 class Account:
-    """What drafts brought and cost, in seconds of plain decode."""
+    """What drafts brought and cost, whatever they came from, in seconds of plain decode."""
 
     def __init__(self) -> None:
         self._balance: float | None = None  # None before the first step
+        self._drafted = False  # the step before
 
     def book(self, drafted: bool, rows: int, tokens: int, seconds: float, plain: float) -> None:
         """A step.   tokens: that came to stay, of all rows   plain: seconds of such a step without drafts"""
-        most = CREDIT * plain
-        gained = plain * tokens / rows - seconds if drafted else 0.0
-        balance = (most if self._balance is None else self._balance) + LOSS * seconds + gained
-        self._balance = min(max(balance, -most), most)  # neither is one slow step, or a good hour, to decide for long
+        most, counted = CREDIT * plain, min(seconds, SLOWEST * plain)
+        # The step after drafts is theirs too: it replays what stayed.
+        gained = plain * tokens / rows - counted if drafted or self._drafted else 0.0
+        balance = (most if self._balance is None else self._balance) + LOSS * counted + gained
+        self._balance = min(max(balance, -most), most)  # a good hour is not to decide for long
+        self._drafted = drafted
 
     @property
     def allows(self) -> bool:
@@ -122,8 +133,8 @@ class Account:
         return self._balance is None or self._balance >= 0
 
 
-def _key(rows: int, kind: str, depth: int) -> tuple[int, str, int]:
-    return _bucket(rows), kind if depth else "", depth
+def _key(bucket: int, kind: str, depth: int) -> tuple[int, str, int]:
+    return bucket, kind if depth else "", depth
 
 
 def _bucket(rows: int) -> int:
@@ -153,7 +164,6 @@ class Gate:
     """Chooses depths, step by step, for all rows at once: what one row drafts, all wait for."""
 
     costs: Costs = field(default_factory=Costs)
-    _account: Account = field(default_factory=Account)
     _on: bool = False
     _plain: int = 0  # steps without drafts since the last ones with
     _drafting: int = 0  # steps with drafts since the last one without
@@ -168,44 +178,44 @@ class Gate:
             return Choice(none, "nothing to draft from")
         if self.costs.measured(rows, kind, 0) is None:
             return Choice(none, "measuring a step without drafts", True)
-        speeds = {depth: self._speed(rows, kind, candidates, depth) for depth in range(1, most + 1)}
+        ratios = self.costs.ratios(rows, kind, most)
+        depths = {depth: [_useful(rows, c, depth, ratios[depth]) for c in candidates] for depth in range(1, most + 1)}
+        speeds = {depth: _speed(rows, candidates, found, ratios[depth]) for depth, found in depths.items()}
         best = max(speeds, key=lambda depth: speeds[depth])
         told = f"{best} {'draft' if best == 1 else 'drafts'}: {speeds[best]:.2f} times the speed of plain decode"
-        self._on = speeds[best] > (STAYING if self._on else MARGIN) and self._account.allows
+        self._on = speeds[best] > (STAYING if self._on else MARGIN)
         if self._on:
             self._plain, self._probing, self._wait = 0, 0, PROBE_EVERY
             self._drafting += 1
             if self._drafting % PLAIN_EVERY == 0:
                 return Choice(none, f"measuring a step without drafts ({told})", True)
-            return Choice(tuple(self._useful(rows, kind, c, best) for c in candidates), told)
+            return Choice(tuple(depths[best]), told)
         self._plain += 1
-        if self._probing == 0 and self._plain >= self._wait and self._account.allows:
+        if self._probing == 0 and self._plain >= self._wait:
             self._probing, self._plain, self._wait = PROBE_STEPS, 0, min(2 * self._wait, PROBE_LATEST)
         if self._probing:
             self._probing -= 1
             return Choice(tuple(min(1, c.most) for c in candidates), f"trying again ({told})")
-        return Choice(none, f"off: {told}" + ("" if self._account.allows else ", but they have cost time"))
+        return Choice(none, f"off: {told}")
 
-    def book(self, rows: int, kind: str, depth: int, tokens: int, seconds: float) -> None:
-        """A step of `rows` rows took `seconds` and brought `tokens`.   depth: of its deepest drafts, 0 without any"""
-        if (plain := self.costs.measured(rows, kind, 0)) is not None:
-            self._account.book(depth > 0, rows, tokens, seconds, plain)
+    def rest(self) -> None:
+        """A step that may have no drafts, whatever they promise."""
+        self._on, self._probing = False, 0
+        self._plain += 1
 
-    def _speed(self, rows: int, kind: str, candidates: Sequence[Candidate], depth: int) -> float:
-        """Expected tokens per second, over plain decode's."""
-        ratio = self.costs.ratio(rows, kind, depth)
-        assert ratio is not None
-        tokens = sum(c.record.tokens(self._useful(rows, kind, c, depth)) for c in candidates)
-        return (tokens + rows - len(candidates)) / rows / ratio
 
-    def _useful(self, rows: int, kind: str, candidate: Candidate, depth: int) -> int:
-        """The depth up to which a row's drafts are worth their share of the step, where others go to `depth`."""
-        ratio = self.costs.ratio(rows, kind, depth)
-        assert ratio is not None
-        share = max(0.0, ratio - 1) / depth if rows > 1 else 0.0
-        reach = 1.0
-        for i in range(min(depth, candidate.most)):
-            reach *= candidate.record.chance(i)
-            if reach < share:
-                return i
-        return min(depth, candidate.most)
+def _speed(rows: int, candidates: Sequence[Candidate], depths: Sequence[int], ratio: float) -> float:
+    """Expected tokens per second, over plain decode's.   ratio: of the step's time to that of a plain one"""
+    tokens = sum(c.record.tokens(depth) for c, depth in zip(candidates, depths))
+    return (tokens + rows - len(candidates)) / rows / ratio
+
+
+def _useful(rows: int, candidate: Candidate, depth: int, ratio: float) -> int:
+    """The depth up to which a row's drafts are worth their share of the step, where others go to `depth`."""
+    share = max(0.0, ratio - 1) / depth if rows > 1 else 0.0
+    reach = 1.0
+    for i in range(min(depth, candidate.most)):
+        reach *= candidate.record.chance(i)
+        if reach < share:
+            return i
+    return min(depth, candidate.most)

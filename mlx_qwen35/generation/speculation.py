@@ -7,7 +7,8 @@ step together (depth.py), since what one drafts all wait for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -15,7 +16,7 @@ from mlx_qwen35.caches.draft_memory import DraftKV
 from mlx_qwen35.caches.rows import draft_kv
 from mlx_qwen35.errors import RequestError
 from mlx_qwen35.generation.acceptance import accepted
-from mlx_qwen35.generation.depth import Candidate, Costs, Gate, Record
+from mlx_qwen35.generation.depth import Account, Candidate, Costs, Gate, Record
 from mlx_qwen35.generation.guides import Mask, constrain
 from mlx_qwen35.generation.row import Row
 from mlx_qwen35.generation.sampling import Place, draw
@@ -39,13 +40,26 @@ class Drafts:
     asked: bool = False
 
 
+class Offer(NamedTuple):
+    """Drafts that a row could have.   depth: so many   tokens: of what repeats; the MTP layer's are not made yet"""
+
+    kind: str
+    depth: int
+    tokens: Sequence[int] = ()
+
+    def taken(self, depth: int, asked: bool = False) -> Drafts:
+        """The first `depth` of them."""
+        tokens = mx.array([*self.tokens[:depth]], mx.uint32) if self.tokens else None
+        return Drafts(self.kind, depth, tokens, asked)
+
+
 class Speculation:
     """Drafts for the engine's rows; learns what pays."""
 
     def __init__(self, model: Model, default: Draft = "auto") -> None:
         """default: for requests that do not say"""
         self._model, self._default = model, default
-        self._costs = Costs()
+        self._costs, self._account = Costs(), Account()
         self._gates = {kind: Gate(self._costs) for kind in KINDS}
         # What sequences have shown, where a new one begins; those whose tokens are drawn by lot apart from others.
         self._all = {(kind, by_lot): Record() for kind in KINDS for by_lot in (False, True)}
@@ -55,24 +69,36 @@ class Speculation:
 
     def propose(self, rows: Sequence[Row]) -> list[Drafts | None]:
         """For each row of the next step its drafts; those of the MTP layer are computed by `draft`."""
-        fixed = [self._fixed(row) for row in rows]
-        free = [i for i, row in enumerate(rows) if self._wanted(row) == "auto" and self._room(row) > 0]
-        chosen: list[Drafts | None] = list(fixed)
+        chosen = [self._fixed(row) for row in rows]
+        if self._account.allows:
+            self._choose(rows, chosen)
+        else:
+            self.why = "off: drafts have cost time"
+            for gate in self._gates.values():
+                gate.rest()
+        self.depth = max((d.depth for d in chosen if d is not None), default=0)
+        return chosen
+
+    def _choose(self, rows: Sequence[Row], chosen: list[Drafts | None]) -> None:
+        """Drafts for rows that leave it to us."""
+        free = {i: room for i, row in enumerate(rows) if self._wanted(row) == "auto" and (room := self._room(row)) > 0}
+        repeated = {i: found for i, room in free.items() if (found := self._repeated(rows[i], room)) is not None}
         for kind in KINDS:
-            offers = {i: offer for i in free if (offer := self._offer(rows[i], kind)) is not None}
+            offers = repeated
+            if kind == MTP:
+                # A row may draft from what repeats beside others that draft with the MTP layer.
+                guessed = {i: Offer(MTP, room) for i, room in free.items() if self._has_mtp(rows[i])}
+                offers = repeated | {i: self._better(rows[i], repeated.get(i), mine) for i, mine in guessed.items()}
             if not any(offer.kind == kind for offer in offers.values()):
                 continue
-            # A row may draft from what repeats beside others that draft with the MTP layer.
             candidates = [Candidate(self._record(rows[i], offer.kind), offer.depth) for i, offer in offers.items()]
             choice = self._gates[kind].choose(len(rows), kind, candidates)
             self.why = f"{kind}, {choice.why}"
             for (i, offer), depth in zip(offers.items(), choice.depths):
                 if depth:
-                    chosen[i] = Drafts(offer.kind, depth, None if offer.tokens is None else offer.tokens[:depth])
+                    chosen[i] = offer.taken(depth)
             if any(choice.depths) or choice.measures:
                 break
-        self.depth = max((d.depth for d in chosen if d is not None), default=0)
-        return chosen
 
     def _wanted(self, row: Row) -> Draft:
         """What the request asks for."""
@@ -93,23 +119,19 @@ class Speculation:
         if self._has_mtp(row):
             return Drafts(MTP, depth, asked=True)
         found = self._repeated(row, depth)
-        return None if found is None else replace(found, asked=True)
+        return None if found is None else found.taken(found.depth, asked=True)
 
-    def _offer(self, row: Row, kind: str) -> Drafts | None:
-        """The most promising drafts a row has; without the MTP layer where `kind` is what repeats."""
-        repeated = self._repeated(row, self._room(row))
-        if kind == NGRAM or not self._has_mtp(row):
-            return repeated
-        guessed = Drafts(MTP, self._room(row))
+    def _better(self, row: Row, repeated: Offer | None, guessed: Offer) -> Offer:
+        """Whichever promises more."""
         if repeated is None:
             return guessed
-        tokens = {d.kind: self._record(row, d.kind).tokens(d.depth) for d in (guessed, repeated)}
+        tokens = {offer.kind: self._record(row, offer.kind).tokens(offer.depth) for offer in (guessed, repeated)}
         return repeated if tokens[NGRAM] >= tokens[MTP] else guessed
 
-    def _repeated(self, row: Row, most: int) -> Drafts | None:
+    def _repeated(self, row: Row, most: int) -> Offer | None:
         forced = row.guide.forced() if row.guide is not None and not row.unread else ()
         found = [*forced[:most]] or row.ngrams.drafts(row.ids, most, row.unread)
-        return Drafts(NGRAM, len(found), mx.array(found, mx.uint32)) if found else None
+        return Offer(NGRAM, len(found), found) if found else None
 
     @staticmethod
     def _has_mtp(row: Row) -> bool:
@@ -177,9 +199,9 @@ class Speculation:
         kind = MTP if any(d.kind == MTP for d in made) else NGRAM
         rows, depth = len(proposals), max((d.depth for d in made), default=0)
         self._costs.observe(rows, kind, depth, seconds)
-        if not any(d.asked for d in made):
-            for gate in [self._gates[kind]] if made else self._gates.values():
-                gate.book(rows, kind, depth, tokens, seconds)
+        plain = self._costs.measured(rows, kind, 0)
+        if plain is not None and not any(d.asked for d in made):
+            self._account.book(depth > 0, rows, tokens, seconds, plain)
 
 
 def _memory(row: Row) -> DraftKV:

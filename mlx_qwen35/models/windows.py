@@ -16,9 +16,12 @@ import numpy as np
 
 from mlx_qwen35.caches.delta_state import DeltaState
 from mlx_qwen35.caches.draft_memory import DraftKV, LastHidden
+from mlx_qwen35.caches.kv import own_copy
 from mlx_qwen35.caches.rows import AttentionCache, SequenceCache
 from mlx_qwen35.metal_kernels.delta_rows import MOST_TOKENS
 from mlx_qwen35.models.rotary import text_positions
+
+MOST_ALONG = 32  # times a window's own hidden states that it keeps alive, of its neighbours in the step
 
 
 @dataclass
@@ -122,10 +125,12 @@ def see(windows: Sequence[Window], hidden: mx.array, embeddings: Sequence[mx.arr
     if not any(remembering):
         return
     ends = list(accumulate(window.tokens for window in windows))
-    own = mx.split(hidden, ends[:-1])
-    for window, layers, states, rows in zip(windows, remembering, own, embeddings):
+    for window, layers, own, rows in zip(windows, remembering, mx.split(hidden, ends[:-1]), embeddings):
+        if layers and window.tokens * MOST_ALONG < ends[-1]:
+            own = own_copy(own)  # what waits would keep a long neighbour's numbers alive, step after step
+            mx.async_eval(own)
         for layer in layers:
-            layer.see(states, rows, window.draft)
+            layer.see(own, rows, window.draft)
 
 
 def commit(cache: SequenceCache, window: int, kept: int) -> None:

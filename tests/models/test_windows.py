@@ -259,3 +259,16 @@ def test_a_long_window_takes_no_more_memory_in_a_deeper_network() -> None:
     (shallow, few), (deep, many) = grown(2), grown(8)
     window = 512 * 6144 * 4  # bytes of what one layer's convolution reads
     assert deep - shallow - (many - few) < window
+
+
+def test_what_waits_for_the_mtp_layer_does_not_keep_a_long_neighbours_numbers_alive() -> None:
+    model, steps, beside, held = network(DEMO), 40, 128, []
+    cache = make_caches(model, 16)
+    for _ in range(steps):
+        long = make_caches(model, 16)
+        hidden = model.step([Window(mx.zeros(1, mx.int32), cache), Window(mx.zeros(beside, mx.int32), long)])
+        mx.eval(hidden, [layer.state for layer in long])  # as the engine does
+        mx.synchronize()
+        held.append(mx.get_active_memory())
+    grown, whole_steps = held[-1] - held[steps // 2], steps // 2 * beside * model.config.hidden_size * 4
+    assert grown < whole_steps / 4
