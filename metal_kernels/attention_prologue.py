@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen35.metal_kernels.delta_rows import Columns
+from mlx_qwen35.metal_kernels.rms_norm import rms_norm
 from mlx_qwen35.metal_kernels.selection import seeded, shapes_of
 from mlx_qwen35.metal_kernels.source import metal_text
 
@@ -69,8 +70,8 @@ def attention_prologue_reference(q: Columns, k: Columns, heads: Heads, angles: m
 
 def attention_prologue(q: Columns, k: Columns, heads: Heads, angles: mx.array) -> tuple[mx.array, mx.array]:
     """The same with MLX's fused norm, on any device. Shapes as in `attention_prologue_reference`."""
-    queries = mx.fast.rms_norm(_queries(q, heads), heads.q_norm, heads.eps)
-    keys = mx.fast.rms_norm(_keys(k, heads), heads.k_norm, heads.eps)
+    queries = rms_norm(_queries(q, heads), heads.q_norm, heads.eps)
+    keys = rms_norm(_keys(k, heads), heads.k_norm, heads.eps)
     # Rotated together: at one token, the host's time for each of these operations is what they cost.
     rotated = _rotated(mx.concatenate([queries, keys], axis=1), angles).astype(q.array.dtype)
     return rotated[:, : heads.H], rotated[:, heads.H :]

@@ -23,6 +23,7 @@ from mlx_qwen35.metal_kernels.delta_rows import (
     StepRows,
 )
 from mlx_qwen35.metal_kernels.delta_rule import gated_delta, gated_delta_mx
+from mlx_qwen35.metal_kernels.rms_norm import rms_norm
 
 Rule = Callable[..., tuple[mx.array, mx.array]]
 
@@ -50,7 +51,7 @@ def delta_step_mx(
     q_and_k, v = mx.split(mixed, [2 * Hk * Dk], axis=-1)
     # x / |x| by the fused norm, for queries and keys at once: the mean of squares is their sum / Dk, and so is its
     # epsilon.
-    q_and_k = mx.fast.rms_norm(q_and_k.reshape(B, T, 2 * Hk, Dk), None, 1e-6 / Dk)
+    q_and_k = rms_norm(q_and_k.reshape(B, T, 2 * Hk, Dk), None, 1e-6 / Dk)
     q, k = mx.split(q_and_k * weights.scales, 2, axis=2)
     v = v.reshape(B, T, Hv, Dv)
     log_decay = weights.rate * nn.softplus(a.astype(mx.float32) + weights.dt_bias)
@@ -60,7 +61,7 @@ def delta_step_mx(
     y, after = rule(q, k, v, *counted, state)
 
     z = z.reshape(B, T, Hv, Dv)
-    output = mx.fast.rms_norm(y, weights.norm, weights.eps) * nn.silu(z.astype(mx.float32))
+    output = rms_norm(y, weights.norm, weights.eps) * nn.silu(z.astype(mx.float32))
     output = new.put(output.astype(z.dtype))
     if draft:
         return Stepped(output, inputs.put(raw), state, *(new.put(x) for x in (k, v, log_decay, beta)))

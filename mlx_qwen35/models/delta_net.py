@@ -18,6 +18,7 @@ from mlx_qwen35.metal_kernels.delta_rows import (
     step_rows,
 )
 from mlx_qwen35.metal_kernels.operations import delta_step, gated_delta
+from mlx_qwen35.metal_kernels.rms_norm import rms_norm
 from mlx_qwen35.models.config import ModelConfig
 from mlx_qwen35.models.joined import project
 from mlx_qwen35.models.layers import CausalConv, GatedRMSNorm
@@ -86,7 +87,7 @@ class GatedDeltaNet(nn.Module):
         q_and_k, v = mx.split(self.conv1d(inputs), [2 * keys], axis=-1)
         # x / |x| by the fused norm, for queries and keys at once: the mean of squares is their sum / Dk, and so is its
         # epsilon.
-        q_and_k = mx.fast.rms_norm(q_and_k.reshape(B, T, 2 * self.Hk, self.Dk), None, 1e-6 / self.Dk)
+        q_and_k = rms_norm(q_and_k.reshape(B, T, 2 * self.Hk, self.Dk), None, 1e-6 / self.Dk)
         q, k = mx.split(q_and_k * self.scales[0], 2, axis=2)
         v = v.reshape(B, T, self.Hv, self.Dv)
         log_decay = _log_decay(projected.a.cut(self.Hv), self.A_log, self.dt_bias).reshape(B, T, -1)

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlx_qwen35.metal_kernels.expert_mlp import swiglu
 from mlx_qwen35.metal_kernels.operations import add_rms_norm
+from mlx_qwen35.metal_kernels.rms_norm import rms_norm
 from mlx_qwen35.models.joined import project
 
 
@@ -27,7 +28,7 @@ class RMSNorm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x: [..., dims] -> the same shape and dtype; computed in float32."""
-        return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
+        return rms_norm(x, self.weight, self.eps).astype(x.dtype)
 
     def of_sum(self, x: mx.array, added: mx.array | None) -> tuple[mx.array, mx.array]:
         """x + added, and its norm.   x, added: [..., dims], one dtype; None adds nothing -> the same shape and dtype"""
@@ -41,7 +42,7 @@ class GatedRMSNorm(RMSNorm):
 
     def __call__(self, x: mx.array, gate: mx.array) -> mx.array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x: [..., dims], float32   gate: [..., dims] -> [..., dims] in the gate's dtype"""
-        return _gated(mx.fast.rms_norm(x, self.weight, self.eps), gate)
+        return _gated(rms_norm(x, self.weight, self.eps), gate)
 
 
 @functools.partial(mx.compile, shapeless=True)
