@@ -112,7 +112,7 @@ def _estimated(known: dict[int, float], depth: int) -> float:
 
 
 class Account:
-    """What drafts brought and cost, whatever they came from, in seconds of plain decode."""
+    """What drafts of one kind brought and cost, in seconds of plain decode."""
 
     def __init__(self) -> None:
         self._balance: float | None = None  # None before the first step

@@ -59,8 +59,9 @@ class Speculation:
     def __init__(self, model: Model, default: Draft = "auto") -> None:
         """default: for requests that do not say"""
         self._model, self._default = model, default
-        self._costs, self._account = Costs(), Account()
+        self._costs = Costs()
         self._gates = {kind: Gate(self._costs) for kind in KINDS}
+        self._accounts = {kind: Account() for kind in KINDS}
         # What sequences have shown, where a new one begins; those whose tokens are drawn by lot apart from others.
         self._all = {(kind, by_lot): Record() for kind in KINDS for by_lot in (False, True)}
         self.depth, self.why = 0, "nothing was drafted yet"
@@ -70,20 +71,21 @@ class Speculation:
     def propose(self, rows: Sequence[Row]) -> list[Drafts | None]:
         """For each row of the next step its drafts; those of the MTP layer are computed by `draft`."""
         chosen = [self._fixed(row) for row in rows]
-        if self._account.allows:
-            self._choose(rows, chosen)
-        else:
-            self.why = "off: drafts have cost time"
-            for gate in self._gates.values():
-                gate.rest()
+        allowed = [kind for kind in KINDS if self._accounts[kind].allows]
+        for kind in KINDS:
+            if kind not in allowed:
+                self._gates[kind].rest()
+                self.why = f"{kind}, off: such drafts have cost time"
+        if allowed:
+            self._choose(rows, allowed, chosen)
         self.depth = max((d.depth for d in chosen if d is not None), default=0)
         return chosen
 
-    def _choose(self, rows: Sequence[Row], chosen: list[Drafts | None]) -> None:
-        """Drafts for rows that leave it to us."""
+    def _choose(self, rows: Sequence[Row], kinds: Sequence[str], chosen: list[Drafts | None]) -> None:
+        """Drafts of these kinds for rows that leave it to us."""
         free = {i: room for i, row in enumerate(rows) if self._wanted(row) == "auto" and (room := self._room(row)) > 0}
         repeated = {i: found for i, room in free.items() if (found := self._repeated(rows[i], room)) is not None}
-        for kind in KINDS:
+        for kind in kinds:
             offers = repeated
             if kind == MTP:
                 # A row may draft from what repeats beside others that draft with the MTP layer.
@@ -201,7 +203,8 @@ class Speculation:
         self._costs.observe(rows, kind, depth, seconds)
         plain = self._costs.measured(rows, kind, 0)
         if plain is not None and not any(d.asked for d in made):
-            self._account.book(depth > 0, rows, tokens, seconds, plain)
+            for account in [self._accounts[kind]] if made else self._accounts.values():
+                account.book(depth > 0, rows, tokens, seconds, plain)
 
 
 def _memory(row: Row) -> DraftKV:

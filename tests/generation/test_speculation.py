@@ -15,6 +15,8 @@ from mlx_qwen35.caches.blobs import Layouts
 from mlx_qwen35.caches.disk_tree import DiskTree
 from mlx_qwen35.generation import speculation
 from mlx_qwen35.generation.request import Decoded, Line, Request
+from mlx_qwen35.generation.row import Row
+from mlx_qwen35.generation.speculation import Drafts
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.models.windows import Window
 from mlx_qwen35.options import Draft, Sampling
@@ -222,3 +224,21 @@ def test_where_checking_costs_nothing_drafts_go_deep(monkeypatch: pytest.MonkeyP
     assert stats.drafted_tokens == sum(d.drafted for d in decoded)
     assert stats.accepted_tokens == sum(d.accepted for d in decoded)
     assert sum(d.steps for d in decoded) < 200
+
+
+def test_what_repeats_is_drafted_while_the_mtp_layer_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of drafts answers for its own cost: an MTP layer that does not pay stops no other."""
+    clock, draft = SlowVerify(monkeypatch, extra=0.0), speculation.Speculation.draft
+
+    def slow(self: speculation.Speculation, rows: Sequence[Row], proposals: Sequence[Drafts | None]) -> None:
+        clock.now += 5.0 * any(d is not None and d.tokens is None for d in proposals)
+        draft(self, rows, proposals)
+
+    monkeypatch.setattr(speculation.Speculation, "draft", slow)
+    model, ids = network(DEMO), evaluation(7)[3]
+    (plain,), _ = answers(cranked(model), [asked(ids, "off")])
+    served = cranked(model, clock=clock)
+    answers(served, [Request(random_ids(1, 12), KNOWN, 60, draft="auto")])  # the MTP layer shows what it costs
+    assert "mtp, off" in served.engine.stats().draft_note
+    (tokens,), (line,) = answers(served, [asked([*ids, *plain, *ids], "auto")])
+    assert line.decoded.accepted >= len(tokens) / 3
