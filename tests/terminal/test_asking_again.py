@@ -48,7 +48,7 @@ def test_the_last_question_is_changed_and_asked_again(chat: Start, tmp_path: Pat
     terminal.wait_for(lambda text: text.rstrip().endswith("\n> And again"))
     terminal.interrupt()
     terminal.wait_for_prompt()
-    terminal.send("\r")
+    ask(terminal, "")
     assert saved(terminal, tmp_path) == before
 
 
