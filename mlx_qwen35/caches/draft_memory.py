@@ -17,7 +17,7 @@ from mlx_qwen35.caches.kv import AttentionCache, Segment, SequenceKV, own_copy
 
 # hidden states [n, C] and the embeddings of the tokens after them [n, C] go into a cache, in the order of the text
 Feed = Callable[[mx.array, mx.array, AttentionCache], object]
-MOST_WAITING = 256  # pairs; they hold memory, and each pass costs something, however few it is over
+MOST_WAITING = 64  # pairs; they hold memory, and each pass costs something, however few it is over
 
 
 class LastHidden:
