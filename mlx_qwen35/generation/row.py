@@ -1,4 +1,7 @@
-"""One sequence in the engine: its ids, its caches, and where it stands. Lives on the MLX thread."""
+"""One sequence in the engine: its ids, its caches, and where it stands.
+
+Made on the thread that asks, of which it wants no more than that; after that it lives on the MLX thread.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class Row:
         self.node: Node | None = None  # the last checkpoint of this very text; pinned
         self.sampler: Sampler | None = None
         self.guide = request.guide and request.guide.fork()
-        self.prompt = self.answer = mx.zeros(0, mx.uint32)
+        # Ids, since `enter`. Not here, where requests come from any thread: MLX starts a thread of its own, which never
+        # ends, beside each one that makes an array.
+        self.prompt: mx.array
+        self.answer: mx.array
         self.fed = 0
         self.target = self.prompt_tokens  # to prefill before the first draw
         self.drawn = 0  # tokens asked for, read or not
