@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import mlx.core as mx
-
 from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.caches.prefix_store import PrefixStore
 from mlx_qwen35.errors import BusyError, CheckpointError, RequestError
 from mlx_qwen35.generation.ahead import Ahead
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes
 from mlx_qwen35.generation.checks import check
+from mlx_qwen35.generation.freed import give_back
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.pacing import Pacer
 from mlx_qwen35.generation.places import Limits, Places
@@ -217,7 +216,7 @@ class Engine:
         if not self._busy:
             if not self._store.save_one() and not self._store.unsaved:
                 self._places.relieve(self._collect)  # what the last row held may go now
-                mx.clear_cache()
+                give_back()
         elif self._turns % SAVE_EVERY == 0:
             self._store.save_one()
 

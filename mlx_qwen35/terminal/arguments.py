@@ -12,7 +12,7 @@ from mlx_qwen35.chat import presets
 from mlx_qwen35.errors import UserError
 from mlx_qwen35.hub.cache import prefix_folder
 from mlx_qwen35.loopback import name_of
-from mlx_qwen35.options import DRAFTS, KV_BITS, PLAIN, CacheOptions, Draft, Sampling
+from mlx_qwen35.options import DRAFTS, GIB, KV_BITS, PLAIN, CacheOptions, Draft, Sampling
 
 
 class UsageError(UserError):
@@ -119,6 +119,12 @@ def add_model_options(parser: Parser) -> None:
         help="where what was computed of texts outlives the program, or none (mlx-qwen35/prefixes in the cache folder)",
     )
     group.add_argument(
+        "--prefix-memory",
+        type=between(float, 0, 4096),
+        metavar="GIB",
+        help="of what was computed, kept in memory (half of what is left beside the model, up to 8)",
+    )
+    group.add_argument(
         "--no-read-ahead",
         dest="read_ahead",
         action="store_false",
@@ -173,7 +179,12 @@ def caches_of(args: argparse.Namespace) -> CacheOptions:
     else:
         folder = None if args.disk.lower() == "none" else Path(args.disk).expanduser()
     return CacheOptions(
-        kv_bits=args.kv_bits, disk=folder, draft=args.draft, exact=args.exact, read_ahead=args.read_ahead
+        kv_bits=args.kv_bits,
+        prefix_bytes=None if args.prefix_memory is None else int(args.prefix_memory * GIB),
+        disk=folder,
+        draft=args.draft,
+        exact=args.exact,
+        read_ahead=args.read_ahead,
     )
 
 

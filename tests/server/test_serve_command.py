@@ -8,13 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mlx_qwen35.options import GIB
+
 Start = Callable[..., tuple["subprocess.Popen[str]", int]]
-BODY = {"messages": [{"role": "user", "content": "What is 3 + 4?"}], "temperature": 0}
 
 
 @pytest.fixture
@@ -40,10 +42,12 @@ def start(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-def ask(port: int, **headers: str) -> tuple[int, bytes]:
+def ask(port: int, question: str = "What is 3 + 4?", **headers: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    headers = {"Content-Type": "application/json", **headers}
-    connection.request("POST", "/v1/chat/completions", json.dumps(BODY), headers)
+    body = {"messages": [{"role": "user", "content": question}], "temperature": 0}
+    connection.request(
+        "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json", **headers}
+    )
     answer = connection.getresponse()
     return answer.status, answer.read()
 
@@ -62,6 +66,16 @@ def test_it_answers_logs_no_content_and_ends_when_told(start: Start) -> None:
     assert "3 + 4" not in rest
     assert "sesame" not in rest
     assert "Traceback" not in rest
+
+
+def test_earlier_texts_keep_to_the_memory_they_were_given(start: Start) -> None:
+    _, port = start("--prefix-memory", "0.001", "--no-read-ahead")
+    for number in range(8):
+        assert ask(port, f"What is {number} + 4?")[0] == 200
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        numbers = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
+    assert 0 < float(numbers["mlx_qwen35_prefix_cache_bytes"]) <= 0.001 * GIB
+    assert float(numbers["mlx_qwen35_evictions_total"]) > 0
 
 
 def test_an_interrupt_ends_it_quietly(start: Start) -> None:
