@@ -14,20 +14,20 @@ from typing import TypeVar
 
 from mlx_qwen35.caches.holds import Hold
 from mlx_qwen35.caches.prefix_store import PrefixStore
-from mlx_qwen35.errors import BusyError, CheckpointError, RequestError
+from mlx_qwen35.errors import BusyError
 from mlx_qwen35.generation.ahead import Ahead
 from mlx_qwen35.generation.cache_format import CacheFormat, CacheSizes
 from mlx_qwen35.generation.checks import check
 from mlx_qwen35.generation.freed import give_back
+from mlx_qwen35.generation.handing import Handing
 from mlx_qwen35.generation.mlx_thread import MLXThread
 from mlx_qwen35.generation.pacing import Pacer
 from mlx_qwen35.generation.places import Limits, Places
 from mlx_qwen35.generation.request import Line, Request
 from mlx_qwen35.generation.row import Row
-from mlx_qwen35.generation.scores import Score
 from mlx_qwen35.generation.speculation import Speculation
 from mlx_qwen35.generation.stats import Counters, Stats
-from mlx_qwen35.generation.stepping import Drawn, Launcher, Step
+from mlx_qwen35.generation.stepping import Launcher, Step
 from mlx_qwen35.hub.text_sizes import prefill_window
 from mlx_qwen35.models.model import Model
 from mlx_qwen35.options import GREEDY, PLAIN, Draft
@@ -62,8 +62,8 @@ class Engine:
         self._places = Places(formats, store, limits, self._counters)
         self._pacer = Pacer(self._largest_window(1))
         self._speculation, self._clock = Speculation(model, draft), clock
-        self._launcher = Launcher(model, self._speculation, self._tell)
-        self._untold: list[Line] = []
+        self._handing = Handing(self._places, self._speculation, self._counters, model.config.max_context)
+        self._launcher = Launcher(model, self._speculation, self._handing.tell)
         self._ahead = Ahead(self._places, self._post_computing, self._read_ahead, lambda: self._others, self._wake)
         self._busy_at = clock()
         self._arrivals: deque[Row] = deque()
@@ -205,7 +205,7 @@ class Engine:
             if speculates or not (self._limits.overlap and self._places.live_bytes <= OVERLAP_BYTES):
                 self._collect()
             if self._flying is not None:
-                self._tell()  # the device is busy
+                self._handing.tell()  # the device is busy
             self._save()
         except BaseException as error:  # a defect, or out of memory: the rows of this step end, the engine goes on
             self._fail_all(error)
@@ -267,7 +267,7 @@ class Engine:
         shares = self._pacer.share(prefilling, bool(decoding), now)
         prefills = [(row, min(tokens, self._largest_window(row.target))) for row, tokens in shares]
         if not decoding and not prefills:
-            self._tell()
+            self._handing.tell()
             return None
         for row in self._places.rows:
             if not row.prefilling and row not in decoding:
@@ -277,7 +277,7 @@ class Engine:
     def _launch(self, decoding: Sequence[Row], prefills: Sequence[tuple[Row, int]], now: float) -> Step:
         step = self._launcher.launch(decoding, prefills, now)
         for row, error in step.failed:
-            self._fail(row, error)
+            self._handing.fail(row, error)
         for row, _ in prefills:
             if row.at_checkpoint and not row.is_tight:
                 self._places.remember(row)
@@ -298,71 +298,17 @@ class Engine:
         for row, done in step.prefilled:
             if not row.done:
                 row.progress(done)
-        told = sum(self._take(part) for part in drawn if not part.row.done)
-        self._untold += [part.row.line for part in drawn]
+        told = self._handing.take(drawn)
         if step.window_tokens == 0:
             self._speculation.stepped(step.drafts, told, seconds)
         self._counters.stepped(step.window_tokens, told, seconds)
 
-    def _take(self, drawn: Drawn) -> int:
-        """Hand out what a row drew; how many tokens came to stay."""
-        row, drafts = drawn.row, drawn.drafts
-        if drafts is None:
-            row.line.decoded = row.line.decoded.and_step(0, 0)
-            self._hand_out(row, drawn.tokens[0], drawn.finite[0], drawn.scores[0])
-            return 1
-        window = len(drawn.tokens)
-        if row.line.cancelled:
-            row.keep(window, [])
-            return 0
-        kept = self._speculation.accept(row, drafts, drawn.told, drawn.tokens)
-        tokens = drawn.tokens[: kept + 1]
-        ends = row.ending(tokens)
-        row.keep(window, tokens[:ends])
-        row.line.decoded = row.line.decoded.and_step(drafts.depth, ends - 1)
-        self._counters.drafted(drafts.depth, ends - 1)
-        for token, finite, score in zip(tokens[:ends], drawn.finite, drawn.scores):
-            if not row.done:
-                self._hand_out(row, token, finite, score)
-        return ends
-
-    def _hand_out(self, row: Row, token: int, finite: bool, score: Score | None) -> None:
-        if not finite:
-            error = CheckpointError(
-                f"The network's output is not finite after {len(row.ids)} tokens; the checkpoint is damaged or its "
-                "quantization too coarse. Try another conversion of it."
-            )
-            self._fail(row, error)
-            return
-        try:
-            reason = row.reads(token, score)
-        except RequestError as error:  # its guide cannot follow
-            self._fail(row, error)
-            return
-        if reason:
-            self._places.retire(row)
-            row.end(reason)
-        elif len(row.ids) >= self._model.config.max_context:
-            self._places.retire(row)
-            row.end("length")
-
-    def _tell(self) -> None:
-        """Wake the readers of what was drawn."""
-        untold, self._untold = self._untold, []
-        for line in untold:
-            line.release()
-
     # Leaving
-
-    def _fail(self, row: Row, error: BaseException) -> None:
-        """End one row; the others go on."""
-        self._places.let_go(row)
-        row.fail(error)
 
     def _fail_all(self, error: BaseException) -> None:
         self._flying = None
         for row in list(self._places.rows):
-            self._fail(row, error)
+            self._handing.fail(row, error)
 
     def _give_up(self) -> None:
         """Whoever waits for an answer learns that it was cut short; nobody is let in any more."""
