@@ -143,18 +143,18 @@ class Spans:
 @functools.lru_cache(64)  # all layers of a step ask for the same ones
 def _spans(tokens: tuple[int, ...], held: tuple[int, ...], kept: tuple[int, ...], W: int) -> tuple[Spans, ...]:
     """What a step reads and leaves: the new tokens, those kept of the held windows, the convolution's inputs before the
-    new tokens, both together, and the last of them (these two among padded inputs, [B (W - 1 + T)]).
+    new tokens, both together, and the last of them (these two among padded inputs, [B each], `each` of a row).
     """
-    B, T, P = len(tokens), max(tokens), sum(held)
+    B, each = len(tokens), W - 1 + max(tokens)
     new_starts, held_starts = (tuple(accumulate(lengths, initial=0))[:-1] for lengths in (tokens, held))
     tails = tuple(start + i * (W - 1) + n for i, (start, n) in enumerate(zip(held_starts, kept)))
-    padded = tuple(range(0, B * (W - 1 + T), W - 1 + T))
+    padded = tuple(range(0, B * each, each))
     return (
         Spans(new_starts, tokens, sum(tokens)),
-        Spans(held_starts, kept, P),
-        Spans(tails, (W - 1,) * B, B * (W - 1) + P),
-        Spans(padded, tuple(W - 1 + t for t in tokens), len(padded) * (W - 1 + T)),
-        Spans(tuple(start + t for start, t in zip(padded, tokens)), (W - 1,) * B, len(padded) * (W - 1 + T)),
+        Spans(held_starts, kept, sum(held)),
+        Spans(tails, (W - 1,) * B, B * (W - 1) + sum(held)),
+        Spans(padded, tuple(W - 1 + t for t in tokens), B * each),
+        Spans(tuple(start + t for start, t in zip(padded, tokens)), (W - 1,) * B, B * each),
     )
 
 

@@ -97,6 +97,7 @@ WRONG_CHAT = {
     "a message is a number": (chat(messages=[1]), "messages[0]"),
     "a message is empty": (chat(messages=[{}]), "messages[0].role"),
     "a role unknown": (chat(messages=[{"role": "root\n", "content": "x"}]), "messages[0].role"),
+    "a user without content": (chat(messages=[{"role": "user", "contents": "Hello"}]), "messages[0].content"),
     "content is a number": (chat(messages=[{"role": "user", "content": 5}]), "messages[0].content"),
     "content of numbers": (chat(messages=[{"role": "user", "content": [5]}]), "messages[0].content[0]"),
     "calls are text": (chat(messages=[{"role": "assistant", "tool_calls": "x"}]), "messages[0].tool_calls"),
