@@ -206,3 +206,9 @@ def test_a_fast_blas_is_found_and_named_only_when_it_is_not_loaded(
     assert "LD_PRELOAD" in (blas.advice() or "") or "apt-get" in (blas.advice() or "")
     monkeypatch.setattr(sys, "platform", "darwin")
     assert blas.advice() is None
+
+
+def test_a_login_that_cannot_be_read_is_no_hindrance_to_what_is_here(run: Run, tmp_path: Path) -> None:
+    done = run("generate", "Hello", "--model", "demo", "--max-tokens", "2", HF_TOKEN_PATH=str(tmp_path))  # a folder
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
