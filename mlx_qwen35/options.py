@@ -41,7 +41,8 @@ class CacheOptions:
     """What is remembered, and how.
 
     kv_bits: of keys and values: 16, 8 or 4
-    prefix_bytes: memory for prefixes of earlier texts; None takes half of what the caches may have, up to 8 GiB
+    prefix_bytes: memory for prefixes of earlier texts, open sessions aside; None takes half of what caches may have, up
+    to 8 GiB
     disk: folder in which prefixes outlive the process; None keeps them in memory only
     disk_bytes: of that folder, for all models together   disk_bytes_a_day: written at most, to spare the SSD
     max_sequences: answered at the same time; more wait

@@ -57,7 +57,7 @@ def load(
 
     kv_bits: of the KV cache: 16, 8 or 4
     disk: where what was computed of texts outlives the process; "auto" is the user's cache folder, None is nowhere
-    prefix_bytes: memory for the same; None takes half of what the caches may have, up to 8 GiB
+    prefix_bytes: memory for the same, open sessions aside; None takes half of what caches may have, up to 8 GiB
     max_sequences: answered at the same time   context: tokens the memory plan counts   force: load what does not fit
     draft: tokens guessed ahead and checked together, by the checkpoint's MTP layer or from what repeats: "auto" finds
     out how many pay, 1 to 4 is a fixed number, "off" none; answers stay the same

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mlx.core as mx
 import psutil
 import pytest
 
@@ -59,9 +60,21 @@ def ask_in_a_thread(ask: Callable[[], object]) -> None:
         pool.submit(ask).result()
 
 
+def nothing_is_read_ahead() -> bool:
+    return all(thread.name != "reading-ahead" for thread in threading.enumerate())
+
+
 def os_threads() -> int:
     """Of this process, those that Python does not know among them."""
+    mx.clear_cache()  # starts the thread of each stream there is, if no computation has
     return psutil.Process().num_threads()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -70,13 +83,9 @@ def test_a_thread_that_asks_leaves_no_thread_behind(qwen: Qwen, tmp_path: Path, 
         WAYS[way](qwen, tmp_path)
 
     ask_in_a_thread(ask)  # what is started once, such as MLX's pool for files, may stay
-    end = time.monotonic() + PATIENCE
-    while any(thread.name == "reading-ahead" for thread in threading.enumerate()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(nothing_is_read_ahead)
     before = os_threads()
     for _ in range(4):
         ask_in_a_thread(ask)
-    while os_threads() > before:
-        assert time.monotonic() < end, f"{os_threads()} threads, before {before}"
-        time.sleep(0.02)
+    wait_until(nothing_is_read_ahead)
+    wait_until(lambda: os_threads() <= before)

@@ -28,7 +28,8 @@ def normalise_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """New messages of the roles system (at most one, first), user, assistant and tool, with text as content.
 
     - `developer` is system; system messages are joined, blank line between, into one at the front.
-    - Text parts are joined without a separator; no content is "". Users' messages may not leave it out.
+    - Text parts are joined without a separator; a content of None is "".
+    - Content may be left out by assistants only: elsewhere a slip in its name would lose a text.
     - Assistant reasoning, under any of its names, is `reasoning_content`; tool-call arguments are mappings.
     - A conversation without a question (agents send those after trimming) gets an empty user message in front of
       its turns, since the templates refuse to render without one.
@@ -75,7 +76,7 @@ def _message(message: Any, place: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError(f"{place}.role is {_shown(role)}, but one of {', '.join(ROLES)} is needed.")
-    if role == "user" and "content" not in message:  # a slip in its name, most likely
+    if role != "assistant" and "content" not in message:
         raise RequestError(f"{place}.content is missing, but text, which may be empty, is needed.")
     text, thought = _content(message.get("content"), f"{place}.content")
     if role == "assistant":

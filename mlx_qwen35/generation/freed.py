@@ -11,7 +11,7 @@ import mlx.core as mx
 
 
 def give_back() -> None:
-    """MLX's freed buffers, and on Linux pages of the heap that nothing is left on: after a crowd, a third of all."""
+    """MLX's freed buffers, and on Linux pages of the heap that nothing is left on."""
     mx.clear_cache()
     trim = _trim()
     if trim is not None:
@@ -21,4 +21,7 @@ def give_back() -> None:
 @functools.cache
 def _trim() -> Callable[[int], object] | None:
     """glibc's, which other systems and C libraries have not."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim.argtypes = [ctypes.c_size_t]
+    return trim

@@ -1,6 +1,6 @@
 """One sequence in the engine: its ids, its caches, and where it stands.
 
-Made on the thread that asks, of which it wants no more than that; after that it lives on the MLX thread.
+Made on the thread that asks, without any array; from then on it lives on the MLX thread.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Row:
         self.node: Node | None = None  # the last checkpoint of this very text; pinned
         self.sampler: Sampler | None = None
         self.guide = request.guide and request.guide.fork()
-        # Ids, since `enter`. Not here, where requests come from any thread: MLX starts a thread of its own, which never
-        # ends, beside each one that makes an array.
+        # Ids, since `enter`. Not here, where requests come from any thread: MLX gives each one that computes (mx.zeros
+        # is enough) a stream, and on a CPU that a thread which never ends, at the latest with the next clear_cache.
         self.prompt: mx.array
         self.answer: mx.array
         self.fed = 0

@@ -36,19 +36,19 @@ class Retry:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where checkpoints come from and where they are kept."""
+    """Where checkpoints come from and where they are kept. token: asked for with the first request, of who logged in"""
 
     endpoint: str
     cache: Path
     offline: bool = False
-    token: str | None = field(default=None, repr=False)
+    token: Callable[[], str | None] = field(default=lambda: None, repr=False)
 
     @classmethod
     def from_environment(cls, offline: bool = False) -> "Hub":
         """HF_ENDPOINT, HF_HUB_CACHE / HF_HOME, HF_HUB_OFFLINE, and the token of `hf auth login` or HF_TOKEN."""
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
         offline = offline or _is_true("HF_HUB_OFFLINE") or _is_true("TRANSFORMERS_OFFLINE")
-        return cls(endpoint, cache_folder(), offline, None if offline else _token())
+        return cls(endpoint, cache_folder(), offline, _token)
 
     def connect(self) -> "Connection":
         return Connection(self)
@@ -79,6 +79,10 @@ class Connection:
         return get_session()
 
     @cached_property
+    def _token(self) -> str | None:
+        return self.hub.token()
+
+    @cached_property
     def _network_errors(self) -> tuple[type[Exception], ...]:
         # huggingface_hub 1 brings httpx, 2 brings httpx2; whichever it is has been imported by now.
         modules = [sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules]
@@ -93,8 +97,8 @@ class Connection:
         `with`; DownloadError for a refusal. what: the thing asked for, as a person would name it.
         """
         headers = {"user-agent": f"mlx-qwen35/{__version__}", "accept-encoding": "identity", **(extra or {})}
-        if self.hub.token:
-            headers["authorization"] = f"Bearer {self.hub.token}"
+        if self._token:
+            headers["authorization"] = f"Bearer {self._token}"
         client = self._client
         try:
             with client.stream("GET", url, headers=headers, follow_redirects=True, timeout=10) as response:

@@ -62,11 +62,8 @@ def headers_of(name: str, offline: bool = False) -> tuple[dict[str, Any], dict[s
 
 
 def _is_remote(name: str, offline: bool) -> bool:
-    located = resolve(name)
-    if located.path is not None:
-        return False
-    hub = Hub.from_environment(offline)  # reads the login, which what is here does not need
-    return not hub.offline and cached_snapshot(located.hub_id, hub=hub) is None
+    located, hub = resolve(name), Hub.from_environment(offline)
+    return located.path is None and not hub.offline and cached_snapshot(located.hub_id, hub=hub) is None
 
 
 def plan_folder(folder: Path, context: int, title: str, kv_bits: int = PLAIN) -> MemoryPlan:

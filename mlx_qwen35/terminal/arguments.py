@@ -122,7 +122,7 @@ def add_model_options(parser: Parser) -> None:
         "--prefix-memory",
         type=between(float, 0, 4096),
         metavar="GIB",
-        help="of what was computed, kept in memory (half of what is left beside the model, up to 8)",
+        help="memory for what was computed of texts (half of what is left beside the model, up to 8)",
     )
     group.add_argument(
         "--no-read-ahead",

@@ -110,12 +110,20 @@ def test_models_lists_the_family_for_people_and_machines(run: Run) -> None:
     assert all(model["downloaded"] is None for model in listed["models"])
 
 
-def test_models_says_what_is_downloaded(run: Run, clean_environment: dict[str, str], tiny_chat: Path) -> None:
-    hub = Path(clean_environment["HF_HOME"]) / "hub" / "models--someone--Tiny"
+def downloaded(environment: dict[str, str], folder: Path) -> str:
+    """A hub name under which `folder` is in the cache."""
+    repository = Path(environment["HF_HOME"]) / "hub" / "models--someone--Tiny"
     commit = "0" * 39 + "1"
-    (hub / "snapshots").mkdir(parents=True)
-    (hub / "snapshots" / commit).symlink_to(tiny_chat)
-    assert "someone/Tiny" in run("models").stdout
+    for place in ("snapshots", "refs"):
+        (repository / place).mkdir(parents=True)
+    (repository / "snapshots" / commit).symlink_to(folder)
+    (repository / "refs" / "main").write_text(commit)
+    return "someone/Tiny"
+
+
+def test_models_says_what_is_downloaded(run: Run, clean_environment: dict[str, str], tiny_chat: Path) -> None:
+    name = downloaded(clean_environment, tiny_chat)
+    assert name in run("models").stdout
 
 
 def test_convert_says_where_and_the_result_chats(run: Run, tiny_chat: Path, tmp_path: Path) -> None:
@@ -208,7 +216,11 @@ def test_a_fast_blas_is_found_and_named_only_when_it_is_not_loaded(
     assert blas.advice() is None
 
 
-def test_a_login_that_cannot_be_read_is_no_hindrance_to_what_is_here(run: Run, tmp_path: Path) -> None:
-    done = run("generate", "Hello", "--model", "demo", "--max-tokens", "2", HF_TOKEN_PATH=str(tmp_path))  # a folder
+@pytest.mark.parametrize("of_the_hub", [False, True])
+def test_a_login_that_cannot_be_read_is_no_hindrance_to_what_is_here(
+    run: Run, clean_environment: dict[str, str], tiny_chat: Path, tmp_path: Path, of_the_hub: bool
+) -> None:
+    name = downloaded(clean_environment, tiny_chat) if of_the_hub else "demo"
+    done = run("generate", "Hello", "--model", name, "--max-tokens", "2", HF_TOKEN_PATH=str(tmp_path))  # a folder
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -55,6 +55,7 @@ def complaint(done) -> str:
         (["serve", "demo", "--allow-host", "mac.local:8080"], "'mac.local:8080' is no name"),
         (["serve", "demo", "--alias", ""], "--alias: it is empty"),
         (["serve", "demo", "--disk", ""], "--disk: it is empty"),
+        (["serve", "demo", "--prefix-memory", "nan"], "--prefix-memory: nan is not between 0 and 4,096"),
         (["serve", "demo", "--prefix-memory", "-1"], "--prefix-memory: -1 is not between 0 and 4,096"),
         (["serve", "demo", "--api-key-file", "no-such-keys"], "Cannot read the key in no-such-keys: no such file"),
     ],

@@ -118,10 +118,10 @@ def test_two_files_of_equal_content_are_both_there(fake: FakeHub, hub: Hub) -> N
 def test_a_token_goes_to_the_hub_and_to_no_other_host(fake: FakeHub, hub: Hub) -> None:
     with FakeHub({ID: repository()}) as storage:
         fake.faults[BIG] = Fault(redirect=storage.endpoint)
-        fetch(replace(hub, token="hf_secret"))
+        fetch(replace(hub, token=lambda: "hf_secret"))
         assert fake.of(BIG)[0].headers["authorization"] == "Bearer hf_secret"
         assert "authorization" not in storage.of(BIG)[0].headers
-        assert "hf_secret" not in repr(replace(hub, token="hf_secret"))
+        assert "hf_secret" not in repr(replace(hub, token=lambda: "hf_secret"))
 
 
 def test_progress_ends_at_the_total(hub: Hub) -> None:
