@@ -20,10 +20,13 @@ class ChatPage:
     def open(self) -> ChatPage:
         """Load, or load again."""
         self.page.goto(self.app.url)
-        self.question.wait_for()
-        # What the server has to say of the saved chats has come.
-        self.page.locator("body.loaded").wait_for()
+        self.wait_until_loaded()
         return self
+
+    def wait_until_loaded(self) -> None:
+        """Until what the server has to say of the saved chats has come: nothing can be sent before."""
+        self.question.wait_for()
+        self.page.locator("body.loaded").wait_for()
 
     @property
     def question(self) -> Any:

@@ -36,8 +36,9 @@ def chat(browser: Any, locked: App) -> Iterator[ChatPage]:
         page.get_by_label("Password").fill(password)
         page.get_by_label("Password").press("Enter")
         page.locator("p[role=alert]:has-text('not the password'), #question textarea").first.wait_for()
-    page.locator("#question textarea").wait_for()
-    yield ChatPage(page, locked)
+    chat = ChatPage(page, locked)
+    chat.wait_until_loaded()
+    yield chat
     context.close()
     assert asked
     assert all(map(is_local, asked))
