@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mlx_qwen35.chat.tag_text import SPACE, after_gap, tag_at
+from mlx_qwen35.chat.tag_text import SPACE, Edges, after_gap, tag_at
 
 OPEN, CLOSE = "<think>", "</think>"
 CALL, FUNCTION = "<tool_call>", "<function="
@@ -27,8 +27,7 @@ class ReasoningSplitter:
         self._tags = (CLOSE, CALL) if calls_close else (CLOSE,)
         self._buffer = ""
         self._at = 0
-        self._newlines = 0  # at the end of the reasoning so far; dropped if the block ends here
-        self._fresh = True  # nothing of the block seen yet
+        self._edges = Edges()
         self._space: list[str] = []  # before the first visible character
         self._reasoning: list[str] = []
         self._content: list[str] = []
@@ -47,8 +46,8 @@ class ReasoningSplitter:
         rest, self._buffer = self._buffer[self._at :], ""
         self._at = 0
         self._pass_on("".join(self._space) + rest)
-        self._reasoning.append("\n" * self._newlines)
-        self._newlines, self._space = 0, []
+        self._reasoning.append(self._edges.rest())
+        self._space = []
         return self._taken()
 
     def _taken(self) -> tuple[str, str]:
@@ -81,16 +80,7 @@ class ReasoningSplitter:
             self._content.append(text)
 
     def _think(self, text: str) -> None:
-        if self._fresh:
-            text = text.lstrip("\n")
-        if not text:
-            return
-        self._fresh = False
-        body = text.rstrip("\n")
-        if body:
-            self._reasoning.append("\n" * self._newlines + body)
-            self._newlines = 0
-        self._newlines += len(text) - len(body)
+        self._reasoning.append(self._edges.inner(text))
 
     def _read_block(self) -> bool:
         at = self._buffer.find("<", self._at)
@@ -113,7 +103,7 @@ class ReasoningSplitter:
         if tag == CLOSE:
             self._at += len(CLOSE)
         self.in_reasoning = False
-        self._newlines = 0
+        self._edges = Edges()
         self._read = self._read_rest
         return True
 

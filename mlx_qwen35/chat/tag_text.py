@@ -1,4 +1,6 @@
-"""Questions about tags in text that is still arriving, each answered in time that does not grow with the text."""
+"""Tags in text that is still arriving: questions, each answered in time that does not grow with the text, and the
+newlines beside them.
+"""
 
 from __future__ import annotations
 
@@ -35,3 +37,25 @@ def after_gap(text: str, at: int, tags: Iterable[str]) -> str | None:
     while at < limit and text[at] in SPACE:
         at += 1
     return tag_at(text, at, tags)
+
+
+class Edges:
+    """Text between tags, without the newlines at its edges, which are the format's. Those at its end wait for more."""
+
+    def __init__(self) -> None:
+        self._fresh, self._newlines = True, 0
+
+    def inner(self, text: str) -> str:
+        """What this piece makes certain."""
+        if self._fresh:
+            text = text.lstrip("\n")
+        self._fresh &= not text
+        body = text.rstrip("\n")
+        waited = self.rest() if body else ""
+        self._newlines += len(text) - len(body)
+        return waited + body
+
+    def rest(self) -> str:
+        """The newlines at its end, where no tag follows after all."""
+        newlines, self._newlines = self._newlines, 0
+        return "\n" * newlines

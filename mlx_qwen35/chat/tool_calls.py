@@ -33,7 +33,7 @@ from mlx_qwen35.chat.events import (
     joined,
 )
 from mlx_qwen35.chat.schema_types import ParameterType, parameter_types
-from mlx_qwen35.chat.tag_text import SPACE, after_gap, held_back, tag_at
+from mlx_qwen35.chat.tag_text import SPACE, Edges, after_gap, held_back, tag_at
 
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
@@ -70,8 +70,7 @@ class ToolCallParser:
         self._at = 0
         self._read: Callable[[], bool] = self._read_text if tools else self._read_plain
         self._events: list[ParsedEvent] = []
-        self._fresh = True  # newlines are dropped until text comes
-        self._newlines = 0  # at the end of the text so far; dropped if a call follows
+        self._edges = Edges()
         self._raw: list[str] = []  # all text of the call being read
         self._name = ""
         self._call: _Call | None = None
@@ -94,9 +93,9 @@ class ToolCallParser:
         elif self._read != self._read_end:  # there, at most half an end tag is left, of a call that was read
             self._take(len(self._buffer) - self._at)
             self._malformed("the answer ended inside a tool call")
-        if self._newlines:
-            self._events.append(Content("\n" * self._newlines))
-        self._buffer, self._at, self._newlines = "", 0, 0
+        if newlines := self._edges.rest():
+            self._events.append(Content(newlines))
+        self._buffer, self._at = "", 0
         return self._taken()
 
     def _taken(self) -> list[ParsedEvent]:
@@ -123,16 +122,8 @@ class ToolCallParser:
         return True
 
     def _text(self, text: str) -> None:
-        if self._fresh:
-            text = text.lstrip("\n")
-        if not text:
-            return
-        self._fresh = False
-        body = text.rstrip("\n")
-        if body:
-            self._events.append(Content("\n" * self._newlines + body))
-            self._newlines = 0
-        self._newlines += len(text) - len(body)
+        if inner := self._edges.inner(text):
+            self._events.append(Content(inner))
 
     def _malformed(self, reason: str) -> bool:
         """Give the call up: all its text is content, and so is what follows."""
@@ -195,7 +186,7 @@ class ToolCallParser:
             name = self._name.strip()
             self._call = _Call(self._next_index, f"call_{uuid.uuid4().hex[:24]}", name, self._types.get(name, {}))
             self._next_index += 1
-            self._newlines = 0
+            self._edges = Edges()
             self._events.append(ToolCallStart(self._call.index, self._call.id, name))
             self._read = self._read_parameter
         return complete
@@ -275,7 +266,7 @@ class ToolCallParser:
         self._argument_json("}" if call.arguments else "{}")
         self._events.append(ToolCallEnd(call.index, call.id, call.name, call.arguments))
         self.ended_calls += 1
-        self._call, self._raw, self._fresh = None, [], True
+        self._call, self._raw = None, []
         self._read = self._read_end
 
     def _read_end(self) -> bool:

@@ -25,20 +25,9 @@ pytestmark = pytest.mark.skipif(
 # Whatever leaves loopback is written down and refused.
 PROGRAM = """
 import sys
+from tests.browser.served import refuse_what_leaves_loopback
 
-def watch(event, args):
-    if event == "socket.connect":
-        host = args[1][0] if isinstance(args[1], tuple) else ""
-    elif event == "socket.getaddrinfo":
-        host = args[0] or ""
-    else:
-        return
-    host = host.decode() if isinstance(host, bytes) else str(host)
-    if host not in ("", "localhost", "::1") and not host.startswith(("127.", "/")):
-        print("OUTSIDE", event, host, file=sys.stderr, flush=True)
-        raise OSError("blocked by the test")
-
-sys.addaudithook(watch)
+sys.addaudithook(refuse_what_leaves_loopback)
 from mlx_qwen35.cli import main
 sys.exit(main(["app", "demo", "--port", "0", "--no-browser"]))
 """

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -135,33 +136,31 @@ def test_convert_says_where_and_the_result_chats(run: Run, tiny_chat: Path, tmp_
     assert answer.stdout.strip()
 
 
-def test_a_reader_that_leaves_is_no_error(clean_environment: dict[str, str], tiny_chat: Path) -> None:
+def answering(environment: dict[str, str], model: Path) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
+    """`generate` in the middle of its answer, and what it writes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_qwen35", "generate", "Hello", "--model", str(tiny_chat), "--no-think"],
+        [sys.executable, "-m", "mlx_qwen35", "generate", "Hello", "--model", str(model), "--no-think"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=clean_environment,
+        env=environment,
     )
     assert process.stdout is not None
     assert process.stderr is not None
     assert os.read(process.stdout.fileno(), 10)
-    process.stdout.close()
+    return process, process.stdout, process.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(clean_environment: dict[str, str], tiny_chat: Path) -> None:
+    process, answer, complaints = answering(clean_environment, tiny_chat)
+    answer.close()
     assert process.wait(60) == 141
-    assert process.stderr.read() == b""
+    assert complaints.read() == b""
 
 
 def test_an_interrupt_ends_generate_with_130_and_no_traceback(
     clean_environment: dict[str, str], tiny_chat: Path
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_qwen35", "generate", "Hello", "--model", str(tiny_chat), "--no-think"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=clean_environment,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert os.read(process.stdout.fileno(), 10)
+    process, _, _ = answering(clean_environment, tiny_chat)
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130
