@@ -140,7 +140,7 @@ FEATURES = (
         options={"temperature": 0.8, "presence_penalty": 0.7, "repetition_penalty": 1.1, "seed": 2},
     ),
     Feature("stop strings", "cuts", lambda o, alone: _stopped(o, alone)),
-    Feature("cancel", "cuts", lambda o, alone: o.reply.reason == "cancelled" or o.tokens == alone.tokens),
+    Feature("cancel", "cuts", lambda o, alone: _cancelled(o, alone)),
 )
 NAMES = tuple(feature.name for feature in FEATURES)
 BY_NAME = {feature.name: feature for feature in FEATURES}
@@ -156,6 +156,12 @@ def _stopped(outcome: Outcome, alone: Outcome) -> bool:
     whole = alone.reply.content.partition(stop_string(alone))[0]
     found = outcome.reply.content
     return whole.startswith(found) if outcome.reply.reason == "cancelled" else found == whole
+
+
+def _cancelled(outcome: Outcome, alone: Outcome) -> bool:
+    """Or it had ended by then, of itself or at a stop string: whoever cancels reads some tokens behind."""
+    at_stop = outcome.reply.reason == "stop" and _stopped(outcome, alone)
+    return outcome.reply.reason == "cancelled" or at_stop or outcome.tokens == alone.tokens
 
 
 class Lane:
