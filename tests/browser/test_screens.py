@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from tests.browser.conftest import Open
-from tests.browser.page import ChatPage
+from tests.browser.page import PATIENCE, ChatPage
 from tests.browser.running import App
 
 PHONE = {"width": 390, "height": 844}
@@ -26,6 +27,11 @@ CONTRAST = """element => {
         .sort((a, b) => b - a)
     return (high + 0.05) / (low + 0.05)
 }"""
+NAMELESS = """[...document.querySelectorAll('button, input, textarea, [role=button]')]
+    .filter(e => e.checkVisibility({visibilityProperty: true}) && e.type !== 'hidden' && e.type !== 'file')
+    .filter(e => !(e.innerText || e.ariaLabel || e.title || e.placeholder ||
+                   [...(e.labels || [])].some(label => label.innerText.trim())))
+    .map(e => e.outerHTML.slice(0, 200))"""
 
 
 def fits(chat: ChatPage) -> None:
@@ -98,11 +104,7 @@ def test_escape_stops_what_was_only_just_sent(chat: ChatPage) -> None:
 
 def test_everything_that_is_clicked_has_a_name_for_those_who_cannot_see_it(chat: ChatPage) -> None:
     chat.ask("Say: yes")
-    nameless = chat.page.evaluate(
-        """[...document.querySelectorAll('button, input, textarea, [role=button]')]
-            .filter(e => e.checkVisibility({visibilityProperty: true}) && e.type !== 'hidden' && e.type !== 'file')
-            .filter(e => !(e.innerText || e.ariaLabel || e.title || e.placeholder ||
-                           [...(e.labels || [])].some(label => label.innerText.trim())))
-            .map(e => e.outerHTML.slice(0, 200))"""
-    )
-    assert not nameless, "\\n".join(nameless)
+    end = time.monotonic() + PATIENCE / 1000  # page.js names what Gradio draws at its next look, five times a second
+    while nameless := chat.page.evaluate(NAMELESS):
+        assert time.monotonic() < end, "\n".join(nameless)
+        chat.page.wait_for_timeout(50)
