@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 
 import mlx_qwen35
 from mlx_qwen35.qwen import Qwen
+from tests.support.waiting import wait_for
 
-PATIENCE = 60  # seconds; the thread that reads ahead ends a quarter of a second after the last answer
 QUESTION = "What is 2 + 4?"
 NUMBER = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
 
@@ -70,22 +69,15 @@ def os_threads() -> int:
     return psutil.Process().num_threads()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_thread_that_asks_leaves_no_thread_behind(qwen: Qwen, tmp_path: Path, way: str) -> None:
     def ask() -> None:
         WAYS[way](qwen, tmp_path)
 
     ask_in_a_thread(ask)  # what is started once, such as MLX's pool for files, may stay
-    wait_until(nothing_is_read_ahead)
+    wait_for(nothing_is_read_ahead)
     before = os_threads()
     for _ in range(4):
         ask_in_a_thread(ask)
-    wait_until(nothing_is_read_ahead)
-    wait_until(lambda: os_threads() <= before)
+    wait_for(nothing_is_read_ahead)
+    wait_for(lambda: os_threads() <= before)

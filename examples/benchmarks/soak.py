@@ -35,9 +35,8 @@ SLOW = Pace(size=512, pause=0.01, buffer=4096)
 LONGEST_RETRY = 60  # seconds that anybody may be told to wait
 QUIET_SECONDS = 60  # for the last answers, and for what is given back after them
 PREFIX_GIB = 1 / 32  # little enough for the minute before to fill; each client that leaves leaves a cut-off text
-# asyncio's pool, which starts threads when it needs them. A leak is one for each client; one for each pause in which
-# the next turn is read ahead shows in tests/test_threads.py.
-POOLED = min(32, (os.cpu_count() or 1) + 4)
+# Threads that may still come: of asyncio's pool, those beyond the six that the time before has started in every run.
+POOLED = max(0, min(32, (os.cpu_count() or 1) + 4) - 6)
 GROWTH_BYTES = 24 * MIB  # that resident memory may vary by; a leak of 1 kB a request would be more
 
 

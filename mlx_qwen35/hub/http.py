@@ -36,7 +36,7 @@ class Retry:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where checkpoints come from and where they are kept. token: asked for with the first request, of who logged in"""
+    """Where checkpoints come from and where they are kept.   token: reads the login; called with the first request"""
 
     endpoint: str
     cache: Path

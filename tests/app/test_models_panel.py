@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from mlx_qwen35.runtime import Runtime
 from tests.app.conftest import served
 from tests.support.fake_hub import FakeHub, Fault
 from tests.support.tiny_chat import write_tiny_chat
+from tests.support.waiting import wait_for
 
 HI = [{"role": "user", "content": "Hi"}]
 SMALL, BROKEN = "Qwen/Qwen3.5-0.8B", "Qwen/Qwen3.5-2B"
@@ -71,13 +71,6 @@ def ended(switch: Switch) -> str:
     switch.thread.join(60)
     assert not switch.state.running
     return switch.state.line
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 def test_a_model_is_fetched_and_loaded_and_the_old_one_gives_its_memory_back(desk: Desk, switch: Switch) -> None:
@@ -130,7 +123,7 @@ def test_while_one_is_fetched_the_old_one_answers_and_it_can_be_stopped(
     hub.faults["model.safetensors"] = Fault(hold=held)
     before = desk.runtime
     switch.start("0.8b")
-    until(lambda: hub.of("model.safetensors"))
+    wait_for(lambda: hub.of("model.safetensors"))
     with pytest.raises(BusyError, match="on its way"):
         switch.start("demo")
     assert list(before.chat(ChatRequest(HI, max_tokens=2)))
@@ -175,7 +168,7 @@ def test_an_answer_that_runs_is_not_cut(desk: Desk, switch: Switch) -> None:
     assert ended(switch).startswith("An answer is running. demo is here")
     assert desk.runtime is runtime
     events.close()
-    until(lambda: not runtime.stats().rows)
+    wait_for(lambda: not runtime.stats().rows)
     switch.start("demo")
     assert ended(switch) == "demo answers now."
 
@@ -186,7 +179,7 @@ def test_all_pages_are_told(desk: Desk) -> None:
         second.predict("", api_name="/look_at_model")
         assert "Choose a model of the list" in first.predict("/etc", api_name="/load_model")
         assert "demo" in first.predict("demo", api_name="/load_model")
-        until(lambda: "demo answers now." in str(first.predict("before", api_name="/look_at_model")))
+        wait_for(lambda: "demo answers now." in str(first.predict("before", api_name="/look_at_model")))
         name, said = second.predict("before", api_name="/look_at_model")
         assert name == "demo"
         assert "demo answers now." in said

@@ -117,6 +117,8 @@ def test_images_and_video_are_refused_for_now(part: dict[str, Any]) -> None:
         ([{"role": ["user"], "content": "x"}], r"messages\[0\]\.role"),
         ([user(5)], r"messages\[0\]\.content"),
         ([{"role": "user", "contents": "x"}], r"messages\[0\]\.content is missing"),
+        ([{"role": "system"}, user("q")], r"messages\[0\]\.content is missing"),
+        ([user("q"), {"role": "tool", "tool_call_id": "a"}], r"messages\[1\]\.content is missing"),
         ([user({"text": "x"})], r"messages\[0\]\.content"),
         ([user("a"), user([{"type": "input_audio"}])], r"messages\[1\]\.content\[0\]"),
         ([user([{"type": "text", "text": 5}])], r"messages\[0\]\.content\[0\]"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,6 +19,7 @@ from mlx_qwen35.options import Sampling
 from tests.reference import CASES, recorded, write_checkpoint
 from tests.support.engines import answer, engine_over, tokens_of
 from tests.support.float32 import load_float32
+from tests.support.waiting import wait_for
 
 KNOWN = CASES["moe"].tokens
 
@@ -29,13 +29,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder: Path = tmp_path_factory.mktemp("tiny") / "moe"
     write_checkpoint("moe", folder)
     return load_float32(folder).model
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "did not come to pass within 20 s"
-        time.sleep(0.005)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

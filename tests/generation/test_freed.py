@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from pathlib import Path
 
 import psutil
@@ -15,9 +14,9 @@ from mlx_qwen35.generation.request import Request
 from tests.reference import CASES, write_checkpoint
 from tests.support.engines import answer, engine_over, tokens_of
 from tests.support.float32 import load_float32
+from tests.support.waiting import wait_for
 
 BLOCK, BLOCKS = 64 << 10, 2_000  # smaller than what glibc gives back by itself
-PATIENCE = 30  # seconds until the turn after the last answer
 KNOWN = CASES["moe"].tokens
 
 
@@ -41,8 +40,5 @@ def test_memory_goes_back_when_nobody_is_served_and_not_before(tmp_path: Path, m
         answer(engine, [4, 5], 3, KNOWN)
         assert given == []
         tokens_of(long)
-        end = time.monotonic() + PATIENCE
-        while not given and time.monotonic() < end:
-            time.sleep(0.01)
-    assert given
+        wait_for(lambda: given)
     assert set(given) == {0}

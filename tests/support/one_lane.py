@@ -25,6 +25,7 @@ from typing import Any
 import mlx_qwen35
 import mlx_qwen35.demo_checkpoint
 from mlx_qwen35.asking import chat_request
+from mlx_qwen35.chat.events import Finished
 from mlx_qwen35.chat.reply import Gathering, Reply
 from mlx_qwen35.folded import Answering
 from mlx_qwen35.qwen import Qwen
@@ -160,7 +161,7 @@ def _stopped(outcome: Outcome, alone: Outcome) -> bool:
 
 def _cancelled(outcome: Outcome, alone: Outcome) -> bool:
     """Or it had ended by then, of itself or at a stop string: whoever cancels reads some tokens behind."""
-    at_stop = outcome.reply.reason == "stop" and _stopped(outcome, alone)
+    at_stop = any(isinstance(event, Finished) and event.stop_string for event in outcome.reply.events)
     return outcome.reply.reason == "cancelled" or at_stop or outcome.tokens == alone.tokens
 
 
